@@ -1,0 +1,32 @@
+# Two commands matter: `make demo` and `make test`. Both set everything up first.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= tsprune-run
+
+.PHONY: demo test test-heavy lint clean
+
+demo: $(VENV)/.runtime
+	$(VENV)/bin/tsprune specialize --out $(OUT)
+
+test: lint
+	$(VENV)/bin/python -m pytest
+
+test-heavy: $(VENV)/.development
+	$(VENV)/bin/python -m pytest -m heavy
+
+lint: $(VENV)/.development
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.development: $(VENV)/.runtime
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis

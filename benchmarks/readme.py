@@ -1,0 +1,100 @@
+"""The picture and the table of the README, from committed JSON.
+
+python benchmarks/readme.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+from tsprune.report.words import NAMES
+
+ROOT = Path(__file__).parent.parent
+MARKS = {
+    "zero_shot": ("o", "#9aa0a6"),
+    "full_finetuning": ("s", "#1f3b57"),
+    "random_prune_finetune": ("v", "#c9a227"),
+    "prune_then_finetune": ("D", "#1a73b8"),
+}
+
+
+def main() -> None:
+    found = json.loads((ROOT / "benchmarks/results/specialize.json").read_text(encoding="utf-8"))
+    picture(found["runs"])
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    block = f"<!-- table: benchmarks/results/specialize.json -->\n{table(found)}\n<!-- end of table -->"
+    readme.write_text(
+        re.sub(r"<!-- table: .*?<!-- end of table -->", lambda _: block, text, flags=re.S), encoding="utf-8"
+    )
+
+
+def table(found: dict) -> str:
+    sets = list(dict.fromkeys(run["set"] for run in found["runs"]))
+    horizon = found["runs"][0]["protocol"]["horizon"]
+    lines = [
+        f"`mini`, horizon {horizon}, test MSE on z-scored series (validation's choice in bold), and what models cost:",
+        "",
+        "| candidate | " + " | ".join(sets) + " | parameters | latency, batch 1 |",
+        "|---|" + "---|" * (len(sets) + 2),
+    ]
+    for name, shown in NAMES.items():
+        cells, sizes, times = [], [], []
+        for one in sets:
+            runs = [run for run in found["runs"] if run["set"] == one]
+            entries = [next(c for c in run["candidates"] if c["name"] == name) for run in runs]
+            mean = sum(e["test"]["mse"] for e in entries) / len(entries)
+            bold = "**" if all(run["chosen"] == name for run in runs) else ""
+            cells.append(f"{bold}{mean:.3f}{bold}")
+            sizes += [e["parameters"] / 1e6 for e in entries]
+            times += [e["latency_ms"] for e in entries]
+        size = "-" if not max(sizes) else span(sizes, ".2f", " M")
+        lines.append(f"| {shown} | " + " | ".join(cells) + f" | {size} | {span(times, '.1f', ' ms')} |")
+    machine = found["runs"][0]["protocol"]["machine"]
+    seeds = len({run["seed"] for run in found["runs"]})
+    lines += [
+        "",
+        f"{seeds} seed{'s' * (seeds > 1)} per set, so a few percent are within noise. Eager torch; {machine}. "
+        "Script: `benchmarks/specialize.py`, JSON: `benchmarks/results/specialize.json`.",
+    ]
+    return "\n".join(lines)
+
+
+def span(values: list[float], form: str, unit: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return f"{low}{unit}" if low == high else f"{low}-{high}{unit}"
+
+
+def picture(runs: list[dict]) -> None:
+    plt.rcParams.update({"svg.hashsalt": "tsprune", "font.size": 9})
+    sets = list(dict.fromkeys(run["set"] for run in runs))
+    figure, axes = plt.subplots(1, len(sets), figsize=(2.7 * len(sets), 2.7), sharex=True)
+    for axis, one in zip(list(axes), sets, strict=True):
+        for name, (mark, colour) in MARKS.items():
+            entries = [next(c for c in run["candidates"] if c["name"] == name) for run in runs if run["set"] == one]
+            xs, ys = [e["parameters"] / 1e6 for e in entries], [e["test"]["mse"] for e in entries]
+            axis.scatter(xs, ys, marker=mark, color=colour, s=46, label=NAMES[name], zorder=3)
+        axis.set_title(one, fontsize=9)
+        axis.set_xlabel("parameters, M")
+        axis.margins(0.25)
+        axis.grid(alpha=0.3)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    axes[0].set_ylabel("test MSE (lower is better)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    target = ROOT / "docs" / "accuracy_size.svg"
+    target.parent.mkdir(exist_ok=True)
+    figure.savefig(target, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

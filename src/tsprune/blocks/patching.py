@@ -1,0 +1,108 @@
+"""From series to tokens and back: instance scaling, patches, residual patch embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tsprune.blocks.feedforward import activation
+
+
+class InstanceScale:
+    """Location and scale of each row's context, ignoring missing values, in float32 or better.
+
+    Args:
+        context: `[B, L]`, NaN = missing. The scale is the population standard deviation; exactly 0 becomes
+            1e-5; a row without any value gets location 0 and scale 1.
+        arcsinh: whether arcsinh follows the standardisation (Chronos-2).
+    """
+
+    def __init__(self, context: Tensor, *, arcsinh: bool = False) -> None:
+        wide = context if context.dtype == torch.float64 else context.float()
+        self.arcsinh = arcsinh
+        self.location = torch.nan_to_num(wide.nanmean(-1, keepdim=True), nan=0.0)
+        spread = (wide - self.location).square().nanmean(-1, keepdim=True).sqrt()
+        spread = torch.nan_to_num(spread, nan=1.0)
+        self.scale = torch.where(spread == 0, torch.full_like(spread, 1e-5), spread)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Scale `[B, T]`; NaN stays NaN."""
+        scaled = (x.to(self.location.dtype) - self.location) / self.scale
+        return torch.arcsinh(scaled) if self.arcsinh else scaled
+
+    def invert(self, x: Tensor) -> Tensor:
+        """Back to original units: `[B, Q, T]`."""
+        wide = x.to(self.location.dtype)
+        wide = torch.sinh(wide) if self.arcsinh else wide
+        return wide * self.scale[:, :, None] + self.location[:, :, None]
+
+
+def left_fill(x: Tensor, multiple: int) -> Tensor:
+    """Fill `[B, T]` on the left with NaN up to a multiple of the patch size."""
+    missing = -x.shape[-1] % multiple
+    return F.pad(x, (missing, 0), value=float("nan")) if missing else x
+
+
+def context_patches(values: Tensor, observed: Tensor, size: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Cut scaled context into patches, filled on the left; what is not observed becomes 0.
+
+    Args:
+        values: `[B, L]`.
+        observed: bool `[B, L]`.
+        size: steps of a patch.
+        stride: steps between the beginnings of patches.
+
+    Returns:
+        Values and bool observed, both `[B, N, size]`.
+    """
+    whole = left_fill(values, size)
+    held = F.pad(observed, (whole.shape[-1] - values.shape[-1], 0), value=False)
+    whole = torch.where(held, whole, torch.zeros_like(whole))
+    return whole.unfold(-1, size, stride), held.unfold(-1, size, stride)
+
+
+def right_fill(x: Tensor, length: int, value: float) -> Tensor:
+    """Fill `[..., T]` on the right up to `length`."""
+    return F.pad(x, (0, length - x.shape[-1]), value=value) if x.shape[-1] < length else x
+
+
+class ResidualPatchEmbedding(nn.Module):
+    """One hidden layer beside a linear shortcut: `output(act(hidden(x))) + residual(x)`.
+
+    Args:
+        inputs: size of the input.
+        hidden: hidden size.
+        outputs: size of the output.
+        act: name of the activation.
+        dropout: probability on the hidden path's output, in training.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, *, act: str = "relu", dropout: float = 0.0) -> None:
+        super().__init__()
+        self.hidden_layer = nn.Linear(inputs, hidden)
+        self.output_layer = nn.Linear(hidden, outputs)
+        self.residual_layer = nn.Linear(inputs, outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., inputs]` to `[..., outputs]`."""
+        out: Tensor = self.dropout(self.output_layer(self.act(self.hidden_layer(x)))) + self.residual_layer(x)
+        return out
+
+
+def pinball(prediction: Tensor, target: Tensor, levels: Tensor) -> Tensor:
+    """Twice the quantile loss, elementwise.
+
+    Args:
+        prediction: `[B, Q, H]`.
+        target: `[B, H]`.
+        levels: `[Q]`.
+
+    Returns:
+        `[B, Q, H]`.
+    """
+    error = target[:, None, :] - prediction
+    below = (error <= 0).to(prediction.dtype)
+    return 2 * (error * (below - levels.to(prediction.dtype)[None, :, None])).abs()

@@ -1,0 +1,370 @@
+"""What every command does. Heavy modules are imported inside, so that help is instant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsprune.data.reading import ReadOptions
+from tsprune.errors import TspruneError
+from tsprune.flags import Chosen
+from tsprune.progress import Bar, Progress
+from tsprune.settings import FinetuneSettings, PretrainSettings, PruneSettings, TaskSettings, option
+
+if TYPE_CHECKING:
+    from tsprune.preparing import Prepared
+
+
+@dataclass(frozen=True)
+class RunOutput:
+    """Where a run goes."""
+
+    out: str = option("tsprune-run", "Run directory. An unfinished run there is continued, finished stages are kept.")
+    minutes: float = option(0.0, "Rough time budget; fewer or more tuning steps are taken accordingly.")
+
+
+@dataclass(frozen=True)
+class ScoreOutput:
+    """Where scores go."""
+
+    out: str = option("scores.json", "File for the scores.")
+
+
+@dataclass(frozen=True)
+class PruneOutput:
+    """Where a pruned model goes, and what it may start from."""
+
+    out: str = option("pruned", "Directory for plan.json, rounds.json and model/.")
+    scores: str = option("", "Scores written by 'tsprune score'; prunes in one shot by them instead of round by round.")
+    keep: float = option(0.0, "With --scores: share of the model's parameters that stays.")
+
+
+@dataclass(frozen=True)
+class FinetuneOutput:
+    """Where a tuned model goes."""
+
+    out: str = option("tuned", "Directory for model/ and trials.json.")
+
+
+@dataclass(frozen=True)
+class EvaluateOutput:
+    """Where metrics go."""
+
+    part: str = option("test", "Part of the data to score: test or validation.")
+    out: str = option("", "JSON file for the metrics; without it they are only printed.")
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """What to forecast, where from and where to."""
+
+    model: str = option("", "Model: RUN/model of a finished run, any model directory, mini, or a hub id.")
+    data: str = option("", "CSV, CSV.gz or Parquet file with your series. Default: the sample inside the package.")
+    horizon: int = option(
+        0, "Steps to forecast. Default: what the model was tuned for, else one season of 8 to 96 steps."
+    )
+    context: int = option(
+        0, "Steps of history to use. Default: what the model was tuned for, else all that it can use."
+    )
+    levels: tuple[float, ...] = option((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "Quantile levels.")
+    together: bool = option(False, "Forecast all series of the file jointly, as one group (families that can).")
+    device: str = option("cpu", "cpu, cuda or cuda:N.")
+    threads: int = option(0, "CPU threads. Default: all cores.")
+    out: str = option("forecast.csv", "CSV file for the forecast, or - for standard output.")
+
+
+@dataclass(frozen=True)
+class PretrainOutput:
+    """What to pretrain on what, and where it goes."""
+
+    family: str = option("chronos2", "Family of the new model.")
+    size: str = option("mini", "Preset of the family, or a config.json in the family's public layout.")
+    corpus: str = option(
+        "", "Folder of CSV files with real series, mixed with the simulated ones. Default: simulated only."
+    )
+    out: str = option("tsprune-pretrain", "Directory for the checkpoint, the log and model/. Continued if unfinished.")
+    threads: int = option(0, "CPU threads. Default: all cores.")
+
+
+def _prepared(chosen: Chosen, progress: Progress, *parts: str) -> Prepared:
+    """Data and model, with everything inferred printed; a part that is needed and holds no window is refused."""
+    from tsprune.preparing import prepare
+
+    ready = prepare(chosen.make(TaskSettings), chosen.make(ReadOptions))
+    for part in parts:
+        getattr(ready, part)
+    for line in ready.panel.describe():
+        progress.say(line)
+    split = ready.split.describe()
+    progress.say(
+        f"split {split['name']}: train until {split['train_end']}, validation until {split['validation_end']}, "
+        f"test until {split['test_end']}; horizon {ready.horizon}, context {ready.split.context}"
+    )
+    judged = [part for part in ("validation", "test") if part in parts or "sizes" in parts]
+    for note in (*ready.notes, *ready.window_notes(*judged)):
+        progress.say(f"note: {note}")
+    return ready
+
+
+def run_specialize(chosen: Chosen, quiet: bool) -> None:
+    """Prune and fine-tune a model on your series, compare it with the alternatives, and report."""
+    from tsprune.budget import fit_minutes
+    from tsprune.specializing import Specialization
+    from tsprune.stages import Run
+    from tsprune.stagework import check_place, check_pruning
+
+    progress = Progress(quiet)
+    place = chosen.make(RunOutput)
+    if place.minutes < 0:
+        raise TspruneError(f"--minutes {place.minutes} must not be negative")
+    tuning, pruning = chosen.make(FinetuneSettings), chosen.make(PruneSettings)
+    check_pruning(pruning)
+    out = Path(place.out)
+    check_place(out / "model")
+    ready = _prepared(chosen, progress, "sizes")
+    check_pruning(pruning, ready.model)
+    if place.minutes:
+        tuning = fit_minutes(place.minutes, ready, pruning, tuning, Run(out), progress)
+    done = Specialization(ready, out, pruning, tuning, progress).run()
+    show_results(dict(done.results))
+    print(f"report: {out / 'report.html'}")
+    what = "model:  " if done.results["chosen"] != "seasonal_naive" else "best network, behind seasonal naive: "
+    print(f"{what}{out / 'model'}   (forecast with: tsprune predict {out / 'model'} --data YOUR.csv{_flags(ready)})")
+
+
+def _flags(ready: Prepared) -> str:
+    """The flags that a forecast has to repeat; horizon and context are stored with the model."""
+    named = {"--past-covariates": ready.panel.past_names, "--known-covariates": ready.panel.known_names}
+    flags = [f" {flag} '{','.join(names)}'" for flag, names in named.items() if names]
+    return "".join([" --together" if ready.task.together else "", *flags])
+
+
+def show_results(results: dict[str, Any]) -> None:
+    """The table and the verdict."""
+    import shutil
+    import sys
+    import textwrap
+
+    from tsprune.report import results_table, results_text
+
+    width, verdict = shutil.get_terminal_size((100, 24)).columns, results["verdict"]
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(results_table(results, width))
+        verdict = textwrap.fill(verdict, width)
+    else:
+        print(results_text(results, max(width, 100)))
+    print(f"\n{verdict}\n")
+
+
+def run_score(chosen: Chosen, quiet: bool) -> None:
+    """Score every unit of a model on training windows of your series."""
+    from tsprune.registry import find
+    from tsprune.stages import writable_file, write_json
+    from tsprune.stagework import adapted, check_pruning
+
+    progress = Progress(quiet)
+    settings = chosen.make(PruneSettings)
+    check_pruning(settings)
+    module = find("tsprune.scores", settings.score)
+    out = writable_file(Path(chosen.make(ScoreOutput).out))
+    ready = _prepared(chosen, progress, "sizes" if settings.adapt_steps else "train")
+    check_pruning(settings, ready.model)
+    model = adapted(ready, settings, progress)
+    with progress.stage(f"score: {settings.score}", 1) as bar:
+        batches = ready.macro_batch(1, settings.prune_windows)
+        found = module.scores(model, batches, kinds=settings.units, seed=ready.task.seed)
+        bar.advance()
+    groups = ready.model.unit_groups()
+    content = {
+        "schema": 1,
+        "score": settings.score,
+        "base_model": ready.task.model,
+        "base_fingerprint": ready.identity["model"],
+        "data_fingerprint": ready.identity["data"],
+        "seed": ready.task.seed,
+        "adapt_steps": settings.adapt_steps,
+        "windows": min(settings.prune_windows, len(ready.train)),
+        "groups": {name: {"kind": groups[name].kind, "scores": values.tolist()} for name, values in found.items()},
+    }
+    write_json(out, content)
+    lowest = sorted((float(v), name, unit) for name, s in found.items() for unit, v in enumerate(s.tolist()))[:5]
+    print(f"{sum(len(values) for values in found.values())} units in {len(found)} groups scored, written to {out}")
+    print("lowest: " + ", ".join(f"{name} {unit} ({value:.3g})" for value, name, unit in lowest))
+
+
+def run_prune(chosen: Chosen, quiet: bool) -> None:
+    """Prune a model on your series, round by round with validation, or in one shot by stored scores."""
+    from tsprune.stagework import adapted, check_place, check_pruning, prune_by_rounds, prune_by_scores
+
+    progress = Progress(quiet)
+    place, settings = chosen.make(PruneOutput), chosen.make(PruneSettings)
+    if bool(place.scores) != bool(place.keep):
+        raise TspruneError(
+            "--scores and --keep belong together: --scores FILE --keep 0.6, or neither to let validation decide"
+        )
+    check_pruning(settings)
+    out = Path(place.out)
+    check_place(out / "model")
+    ready = _prepared(chosen, progress, "train", *(() if place.scores else ("validation",)))
+    check_pruning(settings, ready.model)
+    if place.scores:
+        plan = prune_by_scores(ready, settings, Path(place.scores), place.keep, out)
+    else:
+        plan = prune_by_rounds(ready, settings, adapted(ready, settings, progress), out, progress)
+    before, after = plan.parameters["before"], plan.parameters["after"]
+    print(
+        f"{before:,} -> {after:,} parameters ({after / before:.0%}); plan: {out / 'plan.json'}, model: {out / 'model'}"
+    )
+    if place.scores and after > place.keep * before:
+        print(
+            f"--keep {place.keep:g} is out of reach: every unit that was scored is gone; score more kinds of units "
+            "with --units"
+        )
+
+
+def run_finetune(chosen: Chosen, quiet: bool) -> None:
+    """Fine-tune a model, dense or pruned, on your series; validation may hand it back untuned."""
+    from tsprune.pruning import validation_loss
+    from tsprune.stagework import check_place, finetune_to
+
+    progress = Progress(quiet)
+    settings, out = chosen.make(FinetuneSettings), Path(chosen.make(FinetuneOutput).out)
+    check_place(out / "model")
+    ready = _prepared(chosen, progress, "train", "validation")
+    start = validation_loss(ready.model, ready.steering)
+    best, _ = finetune_to(ready, settings, out, progress)
+    print(
+        f"validation loss {start:.4f} -> {best.validation_loss:.4f} (learning rate {best.learning_rate:g}, step "
+        f"{best.best_step}); model: {out / 'model'}"
+    )
+    if best.best_step == 0:
+        print("no step improved validation: the model is handed back as it came")
+
+
+def _advance(bar: Bar, done: int, total: int) -> None:
+    bar.update(done)
+
+
+def run_evaluate(chosen: Chosen, quiet: bool) -> None:
+    """Score a model beside seasonal naive on the test or validation part of your series."""
+    from tsprune.evaluation.baselines.seasonal_naive import SeasonalNaive
+    from tsprune.evaluation.evaluate import measure
+    from tsprune.stages import writable_file, write_json
+
+    progress = Progress(quiet)
+    place = chosen.make(EvaluateOutput)
+    if place.part not in ("test", "validation"):
+        raise TspruneError(f"--part {place.part!r} is unknown; use test or validation")
+    if place.out:
+        writable_file(Path(place.out))
+    ready = _prepared(chosen, progress, place.part)
+    windows, stride = ready.test if place.part == "test" else ready.validation
+    found: dict[str, Any] = {}
+    for name, model in (("seasonal_naive", SeasonalNaive(ready.panel.season())), (ready.task.model, ready.model)):
+        with progress.stage(f"evaluate: {name}", len(windows)) as bar:
+            result = measure(
+                model, windows, ready.split, batch_size=ready.task.batch_size, progress=partial(_advance, bar)
+            )
+        found[name] = {"metrics": dict(result.metrics), "notes": list(result.notes)}
+    print(
+        f"{place.part} part, {len(windows):,} windows, stride {stride}, horizon {ready.horizon}, "
+        "z-scored by the train part"
+    )
+    for name, entry in found.items():
+        numbers = "  ".join(
+            f"{k.upper()} {'-' if v is None else format(v, '.4f')}" for k, v in entry["metrics"].items()
+        )
+        print(f"{name:<24} {numbers}")
+        for note in entry["notes"]:
+            print(f"  note: {note}")
+    if place.out:
+        write_json(
+            Path(place.out),
+            {
+                "part": place.part,
+                "windows": len(windows),
+                "stride": stride,
+                "identity": ready.identity,
+                "models": found,
+            },
+        )
+
+
+def run_predict(chosen: Chosen, quiet: bool) -> None:
+    """Forecast the steps after the end of your series."""
+    from tsprune.data.reading import read
+    from tsprune.models import load
+    from tsprune.predicting import predict, usual_context
+    from tsprune.preparing import default_horizon, other_task, sample_panel, set_threads
+    from tsprune.stages import writable_file, write_text
+
+    progress = Progress(quiet)
+    settings = chosen.make(PredictSettings)
+    piped, out = settings.out == "-", Path(settings.out)
+    if not piped:
+        writable_file(out)
+    set_threads(settings.threads)
+    options = chosen.make(ReadOptions)
+    panel = read(Path(settings.data), options) if settings.data else sample_panel(options)
+    for line in panel.describe():
+        progress.say(line)
+    model = load(settings.model or "mini", device=settings.device)
+    horizon = settings.horizon or model.task.get("horizon") or default_horizon(panel)
+    context = settings.context or usual_context(model, panel)
+    notes = [*model.notes, *other_task(model.task, panel, settings.together)]
+    if model.task and not (settings.horizon and settings.context):
+        notes.append(f"horizon {horizon}, context {context}: what the model was tuned for, where not given by flags")
+    elif not settings.horizon:
+        notes.append(f"horizon {horizon}: one season, as --horizon is not given")
+    if horizon > model.native_horizon:
+        notes.append(f"horizon {horizon} is longer than the {model.native_horizon} steps the model gives: rolled out")
+    for note in notes:
+        progress.say(f"note: {note}")
+    table = predict(
+        model, panel, horizon, context=context, levels=settings.levels, together=settings.together
+    )  # fmt: skip
+    said = f"{len(panel.series)} series, {horizon} steps each, {len(settings.levels)} quantiles"
+    if piped:
+        print(table.to_csv(index=False), end="")
+        progress.say(said)
+    else:
+        write_text(out, table.to_csv(index=False))
+        print(f"{said}, written to {out}")
+
+
+def run_pretrain(chosen: Chosen, quiet: bool) -> None:
+    """Train a model of a family from scratch on simulated series and, where given, your folder of real ones."""
+    from tsprune.pretraining import pretrain
+    from tsprune.stages import writable
+
+    place, settings = chosen.make(PretrainOutput), chosen.make(PretrainSettings)
+    out = writable(Path(place.out))
+    written = pretrain(place.family, place.size, settings, out, place.corpus, place.threads, Progress(quiet))
+    print(f"model: {written}")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its name, what it does, its options, and a field given without a flag."""
+
+    name: str
+    run: Callable[[Chosen, bool], None]
+    sections: tuple[type, ...]
+    positional: str = ""
+
+
+TASK = (TaskSettings, ReadOptions)
+COMMANDS = (
+    Command("specialize", run_specialize, (TaskSettings, RunOutput, PruneSettings, FinetuneSettings, ReadOptions)),
+    Command("score", run_score, (TaskSettings, ScoreOutput, PruneSettings, ReadOptions)),
+    Command("prune", run_prune, (TaskSettings, PruneOutput, PruneSettings, ReadOptions)),
+    Command("finetune", run_finetune, (TaskSettings, FinetuneOutput, FinetuneSettings, ReadOptions)),
+    Command("evaluate", run_evaluate, (TaskSettings, EvaluateOutput, ReadOptions)),
+    Command("predict", run_predict, (PredictSettings, ReadOptions), "model"),
+    Command("pretrain", run_pretrain, (PretrainOutput, PretrainSettings)),
+)

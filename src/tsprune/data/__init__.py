@@ -1,0 +1,1 @@
+"""The user's series: reading, splitting, windows, and simulated series for pretraining."""

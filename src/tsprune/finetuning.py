@@ -1,0 +1,238 @@
+"""Fine-tuning with early stopping that may return the untuned weights; one routine for dense and pruned models."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tsprune.data.batch import Batch
+from tsprune.errors import TspruneError
+from tsprune.models import fingerprint
+from tsprune.models._forecaster import Forecaster
+from tsprune.pruning import validation_loss
+from tsprune.settings import FinetuneSettings
+from tsprune.training_state import load_training, read_tensors, save_training
+
+
+class Windows(Protocol):
+    """Training windows that can be cut by number."""
+
+    def __len__(self) -> int:
+        """Number of windows."""
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """The windows of these numbers."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run at one learning rate."""
+
+    learning_rate: float
+    best_step: int
+    validation_loss: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A fine-tuned model with its search."""
+
+    model: Forecaster
+    trials: tuple[Trial, ...]
+    best: Trial
+
+
+def finetune(
+    model: Forecaster,
+    train: Windows,
+    validation: Sequence[Batch],
+    settings: FinetuneSettings | None = None,
+    *,
+    seed: int = 0,
+    directory: Path | None = None,
+    report: Callable[[str, int, int, float], None] | None = None,
+) -> Tuned:
+    """Search the learning rate in short runs, then train in full at the best; the best validated weights of all win.
+
+    Step 0, the model as it came, is always a candidate, so tuning never returns anything that validates worse.
+    All parameters train, in float32. What is validated and kept is a running mean of the weights over the steps, which
+    follows them closely at first (decay (1 + step) / (10 + step), at most `averaging`).
+
+    Args:
+        model: dense or slim; not changed.
+        train: training windows, drawn by seed and step.
+        validation: windows that stop and choose.
+        settings: None means the defaults.
+        seed: of the order of windows and of dropout.
+        directory: where checkpoints go, so that a killed run continues with the same result; None keeps none.
+        report: called with a label, step, steps in all, and the latest validation loss.
+
+    Returns:
+        The tuned copy, every trial, and the trial it came from.
+    """
+    settings = settings or FinetuneSettings()
+    if not len(train):
+        raise TspruneError("there is no training window; use more data, a shorter --horizon or a shorter --context")
+    # Judged in the precision it trains in, so that step 0 is what would come back.
+    start = validation_loss(model if model.dtype == torch.float32 else copy.deepcopy(model).float(), validation)
+    origin = fingerprint(model) if directory is not None else ""
+    task = _Task(model, train, validation, settings, seed, start, directory, origin)
+    rates = settings.learning_rates
+    runs: list[_Run] = []
+    trials: list[Trial] = []
+    if settings.search_steps and len(rates) > 1:
+        for rate in rates:
+            runs.append(_Run(task, "search", rate, settings.search_steps, 2))
+            trials.append(runs[-1].go(report))
+        # A trial that diverged has step 0 as its best; among equals the smallest rate is the safest.
+        best_rate = min(trials, key=lambda t: (t.validation_loss, t.learning_rate)).learning_rate
+    else:
+        best_rate = rates[0]
+    runs.append(_Run(task, "full", best_rate, settings.steps, settings.evaluations))
+    trials.append(runs[-1].go(report))
+    # The full run wins ties; a search trial that validated better is not thrown away.
+    best = min(range(len(runs)), key=lambda place: (trials[place].validation_loss, -place))
+    return Tuned(runs[best].model, tuple(trials), trials[best])
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every run of one fine-tuning shares; `start` is the validation loss before any step.
+
+    `origin` is the fingerprint of the model: a checkpoint made from another one is not continued.
+    """
+
+    model: Forecaster
+    train: Windows
+    validation: Sequence[Batch]
+    settings: FinetuneSettings
+    seed: int
+    start: float
+    directory: Path | None
+    origin: str
+
+
+class _Run:
+    """One training run at one learning rate, resumable at its last validation."""
+
+    def __init__(self, task: _Task, label: str, rate: float, steps: int, evaluations: int) -> None:
+        self.task = task
+        self.model = copy.deepcopy(task.model).float()
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(True)
+        self.rate, self.steps = rate, steps
+        self.every = max(1, steps // evaluations)
+        self.label = f"{label} {rate:g}"
+        self.path = None if task.directory is None else task.directory / f"{label}-{rate:g}.safetensors"
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=rate)
+        self.facts: dict[str, Any] = {"step": 0, "best": task.start, "best_step": 0, "late": 0, "done": False}
+        self.facts["settings"] = asdict(task.settings) | {"rate": rate, "steps": steps, "seed": task.seed}
+        self.facts["settings"] |= {"model": task.origin, "windows": len(task.train)}
+        self.best = self._weights()
+        self.mean = self._weights()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
+        vectors = [p for p in self.model.parameters() if p.ndim <= 1]
+        decay = self.task.settings.weight_decay
+        return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def go(self, report: Callable[[str, int, int, float], None] | None) -> Trial:
+        """Train, or continue; afterwards `model` has the best validated weights. Returns the trial."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.task.seed)
+            self._resume()
+            self.model.train()
+            while not self.facts["done"]:
+                self._one_step()
+                step = self.facts["step"]
+                if step % self.every == 0 or step == self.steps:
+                    loss = self._validate()
+                    if report:
+                        report(self.label, step, self.steps, loss)
+        self._finish()
+        return Trial(self.rate, self.facts["best_step"], self.facts["best"], self.facts["step"])
+
+    def _one_step(self) -> None:
+        step = self.facts["step"]
+        seed = np.random.SeedSequence([self.task.seed, step, 11])
+        count = min(self.task.settings.batch, len(self.task.train))
+        indices = np.sort(np.random.default_rng(seed).choice(len(self.task.train), size=count, replace=False))
+        batch = self.task.train.batch(indices).to(self.model.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.model.loss(batch).mean()
+        if bool(torch.isfinite(loss)):
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.task.settings.clip)
+            # A gradient can overflow under a finite loss; one such step would spoil every weight for good.
+            if bool(torch.isfinite(norm)):
+                self.optimizer.step()
+        self.facts["step"] = step + 1
+        self._average(step + 1)
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        decay = min(self.task.settings.averaging, (1 + step) / (10 + step))
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                self.mean[name].lerp_(value, 1 - decay)
+            else:
+                self.mean[name].copy_(value)
+
+    def _rate(self, step: int) -> float:
+        """Linear warm-up over a tenth of the run, then linear to a tenth of the rate."""
+        up = (step + 1) / max(1, self.steps // 10)
+        down = 1 - 0.9 * step / self.steps
+        return self.rate * min(1.0, up, down)
+
+    def _validate(self) -> float:
+        weights = self._weights()
+        self.model.load_state_dict(self.mean)
+        loss = validation_loss(self.model, self.task.validation)
+        self.model.load_state_dict(weights)
+        facts = self.facts
+        if loss < facts["best"]:
+            facts.update(best=loss, best_step=facts["step"], late=0)
+            self.best = {name: value.clone() for name, value in self.mean.items()}
+        else:
+            facts["late"] += 1
+        facts["done"] = facts["step"] >= self.steps or facts["late"] >= self.task.settings.patience
+        if self.path is not None:
+            kept = {f"best.{name}": value for name, value in self.best.items()}
+            kept |= {f"mean.{name}": value for name, value in self.mean.items()}
+            save_training(self.path, self.model, [self.optimizer], facts, kept)
+        return loss
+
+    def _resume(self) -> None:
+        if self.path is None or not self.path.exists():
+            return
+        stored = json.loads(read_tensors(self.path)[1].get("facts", "{}"))
+        # Settings as they look after a round trip through JSON: tuples become lists.
+        if stored.get("settings") == json.loads(json.dumps(self.facts["settings"])):
+            self.facts, kept = load_training(self.path, self.model, [self.optimizer])
+            self.best, self.mean = (
+                {name: kept[f"{part}.{name}"].to(value.device) for name, value in self.best.items()}
+                for part in ("best", "mean")
+            )
+
+    def _finish(self) -> None:
+        """The weights with the lowest validation loss; all else goes, as several finished runs are held at once."""
+        self.model.load_state_dict(self.best)
+        self.model.eval()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+        self.best, self.mean = {}, {}

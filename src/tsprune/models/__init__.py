@@ -1,0 +1,57 @@
+"""One file per family of time-series foundation models. The file name is the family's name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tsprune.models._forecaster import Forecaster
+    from tsprune.plan import Plan
+
+
+def load(source: str | Path, *, family: str | None = None, dtype: str = "float32", device: str = "cpu") -> Forecaster:
+    """Load a model from the package (`mini`), a directory, or the hub.
+
+    Args:
+        source: `mini`, a local directory, or a hub id `owner/name`, optionally `@revision`.
+        family: name of the family; None recognises it from the config.
+        dtype: type of the weights in memory: float32, float64, bfloat16 or float16.
+        device: where the model goes, such as `cpu` or `cuda:0`.
+
+    Returns:
+        The model in eval mode; `model.notes` tells what was converted.
+
+    Raises:
+        TspruneError: names the missing, unreadable or unfitting file, entry or tensor.
+    """
+    from tsprune.models import _loading
+
+    return _loading.load(source, family=family, dtype=dtype, device=device)
+
+
+def save(model: Forecaster, directory: str | Path, plan: Plan | None = None) -> Path:
+    """Write a checkpoint that loads alone: `config.json`, `model.safetensors`, for a slim model `plan.json`.
+
+    Args:
+        model: any model; the type of its weights is kept.
+        directory: the checkpoint's directory; an earlier checkpoint in it is replaced.
+        plan: the plan that made a slim model, for its facts.
+
+    Raises:
+        TspruneError: the directory holds something else, or the plan does not belong to the model.
+    """
+    from tsprune.models import _loading
+
+    return _loading.save(model, directory, plan)
+
+
+def fingerprint(model: Forecaster) -> str:
+    """SHA-256 over the names, types, shapes and bytes of the model's tensors."""
+    from tsprune.models import _loading
+
+    return _loading.fingerprint(model)
+
+
+__all__ = ["fingerprint", "load", "save"]

@@ -1,0 +1,236 @@
+"""What every family can do, whatever its network looks like."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from tsprune.blocks.gate import Gate
+from tsprune.blocks.units import Block, UnitGroup, check_kept
+from tsprune.data.batch import Batch
+from tsprune.errors import TspruneError
+
+TASK = "tsprune_task"
+"""Entry of a tuned model's config: the horizon, context and so on that it was tuned and judged for."""
+
+Kept = Mapping[str, Sequence[int]]
+"""Units that stay, by group name. A group that is not named stays whole."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a family honours; anything else is refused, never dropped silently."""
+
+    multivariate: bool = False
+    past_covariates: bool = False
+    known_covariates: bool = False
+    missing_values: bool = True
+
+
+class Forecaster(nn.Module):
+    """A model of one family: quantile forecasts, a loss per window, and the units that can be removed.
+
+    Attributes:
+        config: the public config, as read from or written to `config.json`.
+        levels: quantile levels Q of its output.
+        native_horizon: steps it forecasts in one pass; longer horizons are rolled out.
+        context_length: steps of context it uses at most; older ones are cut.
+        kept: what stays of the model that the config describes, by group name; empty for an unpruned model.
+        notes: what was done to the model on the way in and that its user should know, one line each.
+    """
+
+    family: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+    pretraining_corpora: tuple[str, ...] | None = None
+
+    config: dict[str, Any]
+    levels: tuple[float, ...]
+    native_horizon: int
+    context_length: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, tuple[int, ...]] = {}
+        self.notes: tuple[str, ...] = ()
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a `config.json` belongs to this family."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """A model with fresh weights; raises TspruneError naming a missing or impossible entry."""
+
+    @classmethod
+    def tensors_from_public(cls, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Names and layout of the public checkpoint to ours."""
+        return tensors
+
+    def tensors_to_public(self) -> dict[str, Tensor]:
+        """Our tensors under the names that the checkpoint files carry."""
+        return dict(self.state_dict())
+
+    @abstractmethod
+    def row_losses(self, batch: Batch) -> Tensor:
+        """Training loss of each row `[B]`, as in the family's pretraining; rows without target give 0."""
+
+    @abstractmethod
+    def predict(self, batch: Batch, steps: int) -> Tensor:
+        """Quantiles `[B, Q, steps]` in original units; longer than the native horizon is rolled out."""
+
+    def check_batch(self, batch: Batch) -> None:
+        """Raise TspruneError when the batch holds what this family would have to ignore."""
+        able = self.capabilities
+        if not able.known_covariates and batch.future is not None and not bool(torch.isnan(batch.future).all()):
+            raise TspruneError(
+                f"family {self.family} cannot use covariates, the batch has known future values; "
+                "leave them out or use a family that can, such as chronos2"
+            )
+        if not able.past_covariates and batch.is_target is not None and not bool(batch.is_target.all()):
+            count = int((~batch.is_target).sum())
+            raise TspruneError(
+                f"family {self.family} cannot use covariates, the batch has {count} covariate rows; "
+                "leave them out or use a family that can, such as chronos2"
+            )
+
+    def check_native(self, steps: int) -> None:
+        """Raise TspruneError when a loss needs more steps than one pass gives."""
+        if steps > self.native_horizon:
+            raise TspruneError(
+                f"a target of {steps} steps is longer than the {self.native_horizon} steps this model gives "
+                "in one pass; train on a shorter horizon"
+            )
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Loss of each window `[N]`: the mean over its target rows. Without groups a row is a window."""
+        rows = self.row_losses(batch)
+        if batch.group_ids is None:
+            return rows
+        return window_mean(rows, batch)
+
+    def forecast(self, batch: Batch, horizon: int, levels: Sequence[float] | None = None) -> Tensor:
+        """Quantile forecasts without gradient.
+
+        Args:
+            batch: context, groups and known futures; its target is not looked at.
+            horizon: number of steps H, any positive number.
+            levels: wanted quantile levels Q; None means the model's own. Levels between the model's are
+                interpolated linearly, beyond them the outermost is used.
+
+        Returns:
+            `[B, Q, H]` in original units.
+        """
+        if horizon < 1:
+            raise TspruneError(f"horizon is {horizon}, expected a positive number of steps")
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                quantiles = self.predict(batch, horizon)
+        finally:
+            self.train(was_training)
+        return quantiles if levels is None else at_levels(quantiles, self.levels, levels)
+
+    def unit_groups(self) -> dict[str, UnitGroup]:
+        """Every group of units in the model, by name, in network order."""
+        groups = [
+            group
+            for path, block in self.named_modules()
+            if isinstance(block, Block)
+            for group in block.unit_groups(path)
+        ]
+        return {group.name: group for group in groups}
+
+    @contextmanager
+    def masked(self, kept: Kept) -> Iterator[Self]:
+        """Switch off every unit that is not kept, for the duration of the block."""
+        groups = self.unit_groups()
+        gates: dict[Gate, Tensor] = {}
+        for name, units in kept.items():
+            if name not in groups:
+                raise unknown_group(name, groups)
+            group = groups[name]
+            stays = torch.zeros(group.units)
+            stays[check_kept(units, group.units, name)] = 1.0
+            for gate in group.gates:
+                gates[gate] = gates.get(gate, torch.ones(gate.units)) * stays
+        before = {gate: gate.mask for gate in gates}
+        try:
+            for gate, mask in gates.items():
+                gate.mask = None if bool((mask == 1).all()) else mask
+            yield self
+        finally:
+            for gate, mask_before in before.items():
+                gate.mask = mask_before
+
+    @property
+    def task(self) -> Mapping[str, Any]:
+        """What the model was tuned for, such as `horizon` and `context`; empty for a model that does not say."""
+        told = self.config.get(TASK)
+        return told if isinstance(told, Mapping) else {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    def parameter_count(self) -> int:
+        """Number of parameters, as tensors really are."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def unknown_group(name: str, groups: Mapping[str, UnitGroup]) -> TspruneError:
+    """The error for a group the model does not have."""
+    shown = ", ".join(list(groups)[:5])
+    return TspruneError(f"the model has no unit group {name!r}; it has {len(groups)}, beginning with {shown}")
+
+
+def window_mean(rows: Tensor, batch: Batch) -> Tensor:
+    """Mean of row values `[B]` over the target rows of each window; windows in order of first appearance."""
+    index = window_index(batch)
+    scored = torch.ones_like(rows) if batch.is_target is None else batch.is_target.to(rows.dtype)
+    count = int(index.max()) + 1
+    total = torch.zeros(count, dtype=rows.dtype, device=rows.device).index_add(0, index, rows * scored)
+    number = torch.zeros(count, dtype=rows.dtype, device=rows.device).index_add(0, index, scored)
+    return total / number.clamp(min=1)
+
+
+def window_index(batch: Batch) -> Tensor:
+    """Which window each row belongs to: `[B]` int64, windows numbered by first appearance."""
+    if batch.group_ids is None:
+        return torch.arange(batch.rows, device=batch.context.device)
+    unique, inverse = torch.unique(batch.group_ids, return_inverse=True)
+    first = torch.full((len(unique),), batch.rows, device=inverse.device)
+    first = first.scatter_reduce(0, inverse, torch.arange(batch.rows, device=inverse.device), "amin")
+    rank = torch.empty_like(first)
+    rank[torch.argsort(first)] = torch.arange(len(unique), device=inverse.device)
+    return rank[inverse]
+
+
+def at_levels(quantiles: Tensor, own: Sequence[float], wanted: Sequence[float]) -> Tensor:
+    """Quantiles `[B, Q, H]` at other levels: linear in the level, constant beyond the outermost."""
+    if any(not 0 < level < 1 for level in wanted):
+        raise TspruneError(f"quantile levels {list(wanted)[:5]} must lie strictly between 0 and 1")
+    levels = torch.tensor(own, dtype=torch.float64)
+    query = torch.tensor(list(wanted), dtype=torch.float64)
+    right = torch.searchsorted(levels, query).clamp(max=len(levels) - 1)
+    left = (right - 1).clamp(min=0)
+    span = levels[right] - levels[left]
+    share = torch.where(span > 0, (query - levels[left]) / span.clamp(min=1e-12), torch.zeros_like(query))
+    share = share.clamp(0, 1).to(quantiles)[None, :, None]
+    low = quantiles[:, left.to(quantiles.device)]
+    high = quantiles[:, right.to(quantiles.device)]
+    return torch.lerp(low, high, share)

@@ -1,0 +1,363 @@
+"""Checkpoints: found in the package, a directory or on the hub, checked, and written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tsprune import registry
+from tsprune.errors import TspruneError
+from tsprune.models._forecaster import Forecaster
+from tsprune.models._fresh import without_memory
+from tsprune.plan import Plan, PlanGroup
+from tsprune.slimming import slim
+from tsprune.stages import write_text
+from tsprune.training_state import write_tensors
+
+WEIGHTS, INDEX, CONFIG, PLAN = "model.safetensors", "model.safetensors.index.json", "config.json", "plan.json"
+BUNDLED = ("mini",)
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def load(source: str | Path, *, family: str | None = None, dtype: str = "float32", device: str = "cpu") -> Forecaster:
+    """Load a model.
+
+    Args:
+        source: `mini` (inside the package), a directory, or a hub id `owner/name`, optionally `@revision`.
+        family: name of the family; None recognises it from the config.
+        dtype: type of the weights in memory: float32, float64, bfloat16 or float16.
+        device: where the model goes, such as `cpu` or `cuda:0`.
+
+    Returns:
+        The model in eval mode. Its `notes` tell when the file held another type.
+
+    Raises:
+        TspruneError: names the missing, unreadable or unfitting file, entry or tensor.
+    """
+    if dtype not in DTYPES:
+        raise TspruneError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    directory = locate(str(source))
+    config = read_config(directory / CONFIG)
+    kind = family_of(config, family, directory / CONFIG)
+    model = _from_config(kind, config, directory / CONFIG)
+    if (directory / PLAN).exists():
+        model = slim(model, Plan.read(directory / PLAN))
+    tensors, origin = read_weights(directory)
+    tensors = kind.tensors_from_public(tensors, config)
+    _check_tensors(tensors, dict(model.state_dict()), origin)
+    _check_finite(tensors, DTYPES[dtype], origin)
+    found = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {dtype})
+    model.load_state_dict({name: tensor.to(DTYPES[dtype], copy=True) for name, tensor in tensors.items()}, assign=True)
+    if found:
+        model.notes += (f"weights in {origin.name} are {', '.join(found)}, converted to {dtype}",)
+    if isinstance(corpora := config.get("pretraining_corpora"), list):
+        model.pretraining_corpora = tuple(str(name) for name in corpora)
+    return model.to(_device(device)).eval()
+
+
+def save(model: Forecaster, directory: str | Path, plan: Plan | None = None) -> Path:
+    """Write `config.json`, `model.safetensors` and, for a slim model, `plan.json`; all of them or none.
+
+    A directory that holds an earlier checkpoint is replaced; one that holds anything else is refused.
+
+    Args:
+        model: any model; the type of its weights is kept.
+        directory: the checkpoint's directory.
+        plan: the plan that made a slim model. What the checkpoint stores always counts from the model that
+            `config.json` describes, also when the plan was the second one applied.
+
+    Returns:
+        The directory.
+    """
+    target = Path(directory)
+    ours = {CONFIG, WEIGHTS, PLAN}
+    if target.exists():
+        if not target.is_dir():
+            raise TspruneError(f"{target} is a file, expected a directory for the checkpoint")
+        if foreign := sorted(entry.name for entry in target.iterdir() if entry.name not in ours):
+            raise TspruneError(
+                f"{target} holds {', '.join(foreign[:5])}; choose a directory of its own for the checkpoint"
+            )
+    partial, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write_text(partial / CONFIG, json.dumps(model.config, indent=2) + "\n")
+        write_tensors(partial / WEIGHTS, model.tensors_to_public(), {"format": "pt"})
+        if model.kept or plan is not None:
+            write_text(partial / PLAN, whole_plan(model, plan).to_json())
+        _exchange(partial, target, old)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _exchange(new: Path, target: Path, old: Path) -> None:
+    """Put a directory in another's place; when that fails, the earlier one is back."""
+    if not target.exists():
+        os.rename(new, target)
+        return
+    os.rename(target, old)
+    try:
+        os.rename(new, target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def whole_plan(model: Forecaster, plan: Plan | None) -> Plan:
+    """The plan that leads from the model which the config describes to this one."""
+    with without_memory():
+        before = type(model).from_config(model.config)
+    groups = before.unit_groups()
+    kept = {name: PlanGroup(groups[name].kind, groups[name].units, units) for name, units in model.kept.items()}
+    # Groups that the plan lists as whole are kept in it: they do no harm and were reviewed.
+    listed = {} if plan is None else {n: g for n, g in plan.groups.items() if n in groups and n not in kept}
+    for name, group in listed.items():
+        if len(group.kept) != groups[name].units:
+            raise TspruneError(
+                f"the plan to be saved removes units of {name} that the model still has; save the slim model"
+            )
+        kept[name] = group
+    ordered = {name: kept[name] for name in groups if name in kept}
+    sizes = {"before": before.parameter_count(), "after": model.parameter_count()}
+    facts = plan or Plan("", "", model.family, "", "", "", 0, sizes, {"before": 0, "after": 0})
+    return Plan(
+        facts.base_model, facts.base_fingerprint, model.family, facts.score, facts.schedule,
+        facts.data_fingerprint, facts.seed, sizes, facts.flops, ordered,
+    )  # fmt: skip
+
+
+def fingerprint(model: Forecaster) -> str:
+    """SHA-256 over names, types, shapes and bytes of the model's tensors, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def locate(source: str) -> Path:
+    """The directory of a source: bundled, local, in the hub's cache, or fetched from the hub."""
+    if source in BUNDLED:
+        bundled = Path(str(importlib.resources.files("tsprune"))) / "bundled" / source
+        if not (bundled / CONFIG).is_file():
+            raise TspruneError(
+                f"the bundled model {source!r} is missing: {bundled} has no {CONFIG}; install tsprune again"
+            )
+        return bundled
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / CONFIG).is_file():
+            raise TspruneError(f"{path} has no {CONFIG}; a model directory holds {CONFIG} and {WEIGHTS}")
+        return path
+    if path.exists():
+        raise TspruneError(f"{path} is a file; a model is a directory with {CONFIG} and {WEIGHTS}")
+    if not HUB_ID.fullmatch(source) or source.startswith("."):
+        raise TspruneError(
+            f"model {source!r} is not a directory, not a hub id (owner/name), not bundled ({', '.join(BUNDLED)})"
+        )
+    return _from_hub(source)
+
+
+def _from_hub(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = source.partition("@")
+    wanted = [CONFIG, PLAN, WEIGHTS, INDEX, "model-*-of-*.safetensors"]
+    reason = ""
+    for offline in (True, False):
+        try:
+            found = snapshot_download(
+                repository, revision=revision or None, allow_patterns=wanted, local_files_only=offline
+            )
+        except Exception as error:  # The hub raises many unrelated classes: network, access, names, disk.
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            continue
+        directory = Path(found)
+        missing = _missing(directory)
+        if not missing:
+            return directory
+        if not offline:
+            raise TspruneError(f"{source} on the hub has no {missing}; only models stored as safetensors can be loaded")
+        reason = f"the local cache lacks {missing}"
+    extra = f" --revision {revision}" if revision else ""
+    raise TspruneError(
+        f"{source}: no such directory, and as a hub id {CONFIG} and {WEIGHTS} are not in the local cache and could "
+        f"not be fetched ({reason}); "
+        f"with a connection, run: hf download {repository} {CONFIG} {WEIGHTS}{extra}"
+    )
+
+
+def _missing(directory: Path) -> str:
+    """The first file that a checkpoint directory lacks, or nothing."""
+    if not (directory / CONFIG).is_file():
+        return CONFIG
+    if (directory / WEIGHTS).is_file():
+        return ""
+    if not (directory / INDEX).is_file():
+        return WEIGHTS
+    return next((name for name in _shards(directory) if not (directory / name).is_file()), "")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config file as a dictionary."""
+    config = _read_json(path)
+    if not isinstance(config, dict):
+        raise TspruneError(f"{path}: is a JSON {type(config).__name__}, expected an object")
+    return config
+
+
+def family_of(config: Mapping[str, Any], family: str | None, where: Path) -> type[Forecaster]:
+    """The family that a config belongs to.
+
+    Args:
+        config: the public config.
+        family: name that the user gave, or None.
+        where: file named in errors.
+    """
+    package = "tsprune.models"
+    known = {name: registry.find(package, name).FAMILY for name in registry.names(package)}
+    own = next((name for name, kind in known.items() if kind.recognises(config)), None)
+    if family is None:
+        if own is None:
+            found = config.get("architectures") or config.get("model_type") or "nothing that names one"
+            raise TspruneError(
+                f"{where}: no family recognises this config ({found}); known families: {', '.join(known)}"
+            )
+        return _kind(known[own])
+    wanted = registry.find(package, family).FAMILY
+    if own is not None and known[own] is not wanted:
+        raise TspruneError(f"{where}: this is a {own} model, not {family}; leave the family out or say {own}")
+    return _kind(wanted)
+
+
+def _kind(found: Any) -> type[Forecaster]:
+    kind: type[Forecaster] = found
+    return kind
+
+
+def _from_config(kind: type[Forecaster], config: Mapping[str, Any], where: Path) -> Forecaster:
+    """A model without memory; an entry that is missing or impossible is named with the whole path of its file."""
+    try:
+        with without_memory():
+            return kind.from_config(config)
+    except TspruneError as error:
+        raise TspruneError(f"{where}: {str(error).removeprefix(CONFIG).removeprefix(': ').lstrip()}") from None
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        said = str(error).strip().split("\n")[0]
+        raise TspruneError(f"{where}: no {kind.family} model has these sizes ({said}); restore the file") from error
+
+
+def read_weights(directory: Path) -> tuple[dict[str, Tensor], Path]:
+    """All tensors of a checkpoint, and the file that errors should name."""
+    single = directory / WEIGHTS
+    if single.is_file():
+        return _read_file(single), single
+    index = directory / INDEX
+    if not index.is_file():
+        pickled = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        if pickled:
+            raise TspruneError(f"{directory} has only {pickled[0]}: pickle is never read; convert it to {WEIGHTS}")
+        raise TspruneError(f"{directory} has no {WEIGHTS}; a model directory holds {CONFIG} and {WEIGHTS}")
+    tensors: dict[str, Tensor] = {}
+    for name in _shards(directory):
+        if not (directory / name).is_file():
+            raise TspruneError(f"{index}: names {name}, which is not in {directory}; download it again")
+        tensors |= _read_file(directory / name)
+    return tensors, index
+
+
+def _shards(directory: Path) -> list[str]:
+    index = directory / INDEX
+    content = _read_json(index)
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise TspruneError(f"{index}: entry 'weight_map' must map tensor names to files")
+    names = sorted(set(files.values()))
+    if wrong := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
+        raise TspruneError(f"{index}: {wrong[0]!r} is not the name of a safetensors file beside it")
+    return names
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise TspruneError(
+            f"{path}: cannot be read as safetensors ({error}); the file is cut off or damaged"
+        ) from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TspruneError(f"{path}: not valid JSON ({error})") from error
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: Path) -> None:
+    missing = [name for name in expected if name not in tensors]
+    extra = [name for name in tensors if name not in expected]
+    pairs = {name: (tensors[name].shape, tensor.shape) for name, tensor in expected.items() if name in tensors}
+    wrong = {name: (found, wanted) for name, (found, wanted) in pairs.items() if found != wanted}
+    shapes = [f"{name} {list(found)} instead of {list(wanted)}" for name, (found, wanted) in wrong.items()]
+    faults = (("missing", missing), ("unknown", extra), ("of the wrong shape", shapes))
+    said = [f"{len(names)} {what}: {', '.join(names[:5])}" for what, names in faults if names]
+    if not said:
+        return
+    hint = ""
+    # Every unit that was pruned makes at least two tensors smaller, and none larger or new.
+    smaller = all(len(f) == len(w) and all(map(int.__le__, f, w)) for f, w in wrong.values())
+    if len(wrong) > 1 and smaller and not extra and not (origin.parent / PLAN).exists():
+        hint = f"; all of these are smaller: if this model was pruned, {PLAN} is missing beside {CONFIG}"
+    raise TspruneError(f"{origin}: the tensors do not fit {CONFIG}: {'; '.join(said)}{hint}")
+
+
+def _check_finite(tensors: Mapping[str, Tensor], dtype: torch.dtype, origin: Path) -> None:
+    """Refuse weights that are not finite: every forecast would be none, and the data would take the blame."""
+    limit = torch.finfo(dtype).max
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        # One pass without a temporary tensor; a value that is not a number makes both ends one.
+        low, high = (float(end) for end in torch.aminmax(tensor))
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise TspruneError(
+                f"{origin}: tensor {name!r} holds values that are not finite; restore or retrain the model"
+            )
+        if max(-low, high) > limit:
+            raise TspruneError(
+                f"{origin}: tensor {name!r} reaches {max(-low, high):.3g}, which {str(dtype).removeprefix('torch.')} "
+                "cannot hold; load the model as float32"
+            )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise TspruneError(f"device {name!r} is not available here ({str(error).splitlines()[0]})") from error
+    return device

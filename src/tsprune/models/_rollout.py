@@ -1,0 +1,55 @@
+"""Forecasts beyond the native horizon: several quantile paths are fed back and their forecasts pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def level_masses(levels: Sequence[float]) -> Tensor:
+    """Probability mass around each level: half the distance of its neighbours, 0 and 1 being the ends."""
+    edges = torch.tensor([0.0, *levels, 1.0])
+    mass = (edges[2:] - edges[:-2]) / 2
+    return mass / mass.sum()
+
+
+def weighted_quantiles(samples: Tensor, weights: Tensor, levels: Sequence[float]) -> Tensor:
+    """Quantiles of weighted samples, linear in their cumulative mass, constant outside it.
+
+    Args:
+        samples: `[B, S, H]`.
+        weights: `[S]`, positive.
+        levels: wanted levels Q.
+
+    Returns:
+        `[B, Q, H]`.
+    """
+    ordered, order = samples.transpose(1, 2).sort(dim=-1)
+    mass = (weights / weights.sum()).to(ordered)[order]
+    reached = mass.cumsum(-1)
+    query = torch.tensor(list(levels), dtype=ordered.dtype, device=ordered.device)
+    query = query.expand(*reached.shape[:-1], len(levels)).contiguous()
+    right = torch.searchsorted(reached, query).clamp(1, reached.shape[-1] - 1)
+    x0, x1 = reached.gather(-1, right - 1), reached.gather(-1, right)
+    y0, y1 = ordered.gather(-1, right - 1), ordered.gather(-1, right)
+    share = ((query - x0) / (x1 - x0)).clamp(0, 1)
+    return (y0 + (y1 - y0) * share).transpose(1, 2)
+
+
+def empirical_quantiles(samples: Tensor, levels: Sequence[float]) -> Tensor:
+    """Quantiles of equally weighted samples, linear between order statistics, for any number of them.
+
+    Args:
+        samples: `[B, S, H]`.
+        levels: wanted levels Q.
+
+    Returns:
+        `[B, Q, H]`.
+    """
+    ordered = samples.sort(dim=1).values
+    place = torch.tensor(list(levels), dtype=ordered.dtype, device=ordered.device) * (samples.shape[1] - 1)
+    below = place.floor().long()
+    above = place.ceil().long()
+    return torch.lerp(ordered[:, below], ordered[:, above], (place - below)[None, :, None])

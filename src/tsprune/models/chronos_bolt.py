@@ -1,0 +1,267 @@
+"""Chronos-Bolt (amazon/chronos-bolt-*): T5 over patches whose decoder gives the horizon in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from tsprune.blocks.attention import Attention, SingleStepAttention
+from tsprune.blocks.branch import Branch, Layer
+from tsprune.blocks.feedforward import FeedForward
+from tsprune.blocks.norms import RMSNorm
+from tsprune.blocks.patching import (
+    InstanceScale,
+    ResidualPatchEmbedding,
+    context_patches,
+    pinball,
+    right_fill,
+)
+from tsprune.blocks.positions import relative_buckets
+from tsprune.data.batch import Batch
+from tsprune.errors import TspruneError
+from tsprune.models._config import entry, feed_forward_kind, patch_setup
+from tsprune.models._forecaster import Capabilities, Forecaster
+from tsprune.models._fresh import fresh_weights
+from tsprune.models._rollout import empirical_quantiles
+
+TABLE = "layer.0.SelfAttention.relative_attention_bias.weight"
+
+
+class EncoderLayer(Layer):
+    """Self-attention with relative biases, feed-forward."""
+
+    def forward(self, x: Tensor, mask: Tensor | None, buckets: Tensor) -> Tensor:
+        """`[B, T, D]` in and out."""
+        attention, feed = self.branches
+        out: Tensor = feed(attention(x, mask=mask, buckets=buckets))
+        return out
+
+
+class DecoderLayer(Layer):
+    """Self-attention of one step, attention to the encoder, feed-forward."""
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """`[B, 1, D]` in and out; `memory` is `[B, T, D]`."""
+        attention, cross, feed = self.branches
+        out: Tensor = feed(cross(attention(x), memory=memory, mask=mask))
+        return out
+
+
+class _Parts:
+    """Makes the branches of both stacks from the config."""
+
+    def __init__(self, config: Mapping[str, Any], family: str) -> None:
+        self.width = entry(config, "d_model", int, family)
+        self.heads, self.head_width = (
+            entry(config, "num_heads", int, family),
+            entry(config, "d_kv", int, family),
+        )
+        self.hidden = entry(config, "d_ff", int, family)
+        self.buckets = entry(config, "relative_attention_num_buckets", int, family, 32)
+        self.max_distance = entry(config, "relative_attention_max_distance", int, family, 128)
+        if self.buckets < 4 or self.max_distance <= self.buckets // 4:
+            raise TspruneError(
+                f"config.json: relative_attention_num_buckets {self.buckets} must be 4 or more and "
+                f"relative_attention_max_distance {self.max_distance} more than a quarter of it"
+            )
+        self.eps = entry(config, "layer_norm_epsilon", float, family, 1e-6)
+        self.dropout = entry(config, "dropout_rate", float, family, 0.1)
+        self.act, self.gated = feed_forward_kind(config, family)
+
+    def norm(self) -> RMSNorm:
+        return RMSNorm(self.width, self.eps)
+
+    def attention(self, kind: type[Attention], name: str = "SelfAttention") -> Branch:
+        buckets = self.buckets if name == "SelfAttention" else 0
+        inner = kind(self.width, self.heads, self.head_width, scale=1.0, buckets=buckets, dropout=self.dropout)
+        return Branch(name, inner, self.norm(), self.width, self.dropout)
+
+    def feed_forward(self) -> Branch:
+        inner = FeedForward(self.width, self.hidden, act=self.act, gated=self.gated, dropout=self.dropout)
+        return Branch("DenseReluDense", inner, self.norm(), self.width, self.dropout)
+
+
+class Stack(nn.Module):
+    """Layers, a final norm, dropout at both ends.
+
+    Args:
+        layers: number of layers.
+        layer: makes one layer.
+        parts: see `_Parts`.
+    """
+
+    def __init__(self, layers: int, layer: Callable[[], Layer], parts: _Parts) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(layer() for _ in range(layers))
+        self.final_layer_norm = parts.norm()
+        self.dropout = nn.Dropout(parts.dropout)
+
+    def forward(self, x: Tensor, *inputs: Any) -> Tensor:
+        """`[B, T, D]` in and out; further inputs go to every layer."""
+        x = self.dropout(x)
+        for layer in self.block:
+            x = layer(x, *inputs)
+        out: Tensor = self.dropout(self.final_layer_norm(x))
+        return out
+
+
+class ChronosBolt(Forecaster):
+    """The Chronos-Bolt network under the tensor names of the public checkpoint.
+
+    One difference in layout: public checkpoints store one table of relative biases per stack, in block 0. Here
+    every self-attention owns its table, as blocks may lose different heads; loading copies the public table to
+    all blocks, saving writes every table.
+    """
+
+    family = "chronos_bolt"
+    capabilities = Capabilities()
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        section = patch_setup(config, self.family)
+        self.config = dict(config)
+        self.patch = int(section["input_patch_size"])
+        self.stride = entry(section, "input_patch_stride", int, self.family, self.patch)
+        self.levels = tuple(float(level) for level in section["quantiles"])
+        self.context_length = entry(section, "context_length", int, self.family)
+        self.native_horizon = entry(section, "prediction_length", int, self.family)
+        if self.native_horizon < 1 or self.context_length < 1:
+            raise TspruneError("config.json: context_length and prediction_length must be positive")
+        self.reg_token = entry(section, "use_reg_token", bool, self.family, False)
+        self.start_token = entry(config, "decoder_start_token_id", int, self.family, 0)
+        parts = _Parts(config, self.family)
+        width, hidden, act = parts.width, parts.hidden, parts.act
+        self.buckets, self.max_distance = parts.buckets, parts.max_distance
+        self.shared = nn.Embedding(2 if self.reg_token else 1, width)
+        if self.start_token >= self.shared.num_embeddings:
+            raise TspruneError(
+                f"config.json: decoder_start_token_id {self.start_token} is not among the special tokens"
+            )
+        self.input_patch_embedding = ResidualPatchEmbedding(
+            2 * self.patch, hidden, width, act=act, dropout=parts.dropout
+        )
+        layers = entry(config, "num_layers", int, self.family)
+        deep = (
+            layers
+            if config.get("num_decoder_layers") is None
+            else entry(config, "num_decoder_layers", int, self.family)
+        )
+        self.encoder = Stack(layers, lambda: EncoderLayer([parts.attention(Attention), parts.feed_forward()]), parts)
+        self.decoder = Stack(
+            deep,
+            lambda: DecoderLayer(
+                [
+                    parts.attention(SingleStepAttention),
+                    parts.attention(Attention, "EncDecAttention"),
+                    parts.feed_forward(),
+                ]
+            ),
+            parts,
+        )
+        self.output_patch_embedding = ResidualPatchEmbedding(
+            width, hidden, len(self.levels) * self.native_horizon, act=act, dropout=parts.dropout
+        )
+        fresh_weights(self, parts.head_width, layers)
+
+    @classmethod
+    def recognises(cls, config: Mapping[str, Any]) -> bool:
+        """By architecture name, or by the pipeline class."""
+        return "ChronosBoltModelForForecasting" in (config.get("architectures") or []) or (
+            config.get("chronos_pipeline_class") == "ChronosBoltPipeline"
+        )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """A model with fresh weights."""
+        return cls(config)
+
+    @classmethod
+    def tensors_from_public(cls, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Drop the tied copies of the token embedding and give every block its table of relative biases."""
+        ours = dict(tensors)
+        # The public code ties the first two to `shared.weight`, whichever was stored, and ignores the third.
+        for tied in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+            if (stored := ours.pop(tied, None)) is not None:
+                ours.setdefault("shared.weight", stored)
+        ours.pop("lm_head.weight", None)
+        for name in tensors:
+            stack, _, rest = name.partition(".block.")
+            number, _, leaf = rest.partition(".")
+            if (
+                leaf == "layer.0.SelfAttention.q.weight"
+                and (table := tensors.get(f"{stack}.block.0.{TABLE}")) is not None
+            ):
+                ours.setdefault(f"{stack}.block.{number}.{TABLE}", table)
+        return ours
+
+    def forward(self, context: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, InstanceScale]:
+        """Quantiles on the instance scale.
+
+        Args:
+            context: `[B, L]`, original units, NaN = missing; only the last `context_length` steps are used.
+            mask: bool `[B, L]`, False hides a value from the tokens (not from the scaling); None: not NaN.
+
+        Returns:
+            `[B, Q, native_horizon]` and the scale that turns it into original units.
+        """
+        observed = ~torch.isnan(context) if mask is None else mask.bool() & ~torch.isnan(context)
+        context, observed = context[:, -self.context_length :], observed[:, -self.context_length :]
+        scale = InstanceScale(context)
+        values, held = context_patches(scale.apply(context), observed, self.patch, self.stride)
+        x = self.input_patch_embedding(torch.cat([values.to(self.dtype), held.to(self.dtype)], dim=-1))
+        rows, seen = x.shape[0], held.any(-1)
+        if self.reg_token:
+            x = torch.cat([x, self.shared.weight[1].expand(rows, 1, -1).to(x.dtype)], dim=1)
+            seen = nn.functional.pad(seen, (0, 1), value=True)
+        allowed = None if bool(seen.all()) else seen[:, None, None, :]
+        length = x.shape[1]
+        buckets = relative_buckets(
+            length, length, bidirectional=True, buckets=self.buckets, max_distance=self.max_distance
+        )
+        memory = self.encoder(x, allowed, buckets.to(x.device))
+        start = self.shared.weight[self.start_token].expand(rows, 1, -1).to(x.dtype)
+        out = self.output_patch_embedding(self.decoder(start, memory, allowed))
+        return out.view(rows, len(self.levels), self.native_horizon).to(scale.location.dtype), scale
+
+    def row_losses(self, batch: Batch, *, mask: Tensor | None = None) -> Tensor:
+        """Pinball on the instance scale, averaged over levels, summed over the whole native horizon.
+
+        Steps with a missing target, or beyond the target, count as 0.
+
+        Args:
+            batch: with a target of at most the native horizon.
+            mask: see `forward`.
+
+        Returns:
+            `[B]`.
+        """
+        if batch.target is None:
+            raise TspruneError("the batch has no target; a loss needs one")
+        self.check_batch(batch)
+        self.check_native(batch.target.shape[1])
+        prediction, scale = self(batch.context, mask=mask)
+        target = right_fill(scale.apply(batch.target), self.native_horizon, float("nan"))
+        counted = ~torch.isnan(target)
+        levels = torch.tensor(self.levels, device=target.device)
+        losses = pinball(prediction, torch.where(counted, target, torch.zeros_like(target)), levels)
+        return (losses * counted[:, None, :]).mean(1).sum(-1)
+
+    def predict(self, batch: Batch, steps: int) -> Tensor:
+        """Quantiles `[B, Q, steps]`; beyond the native horizon every quantile path is fed back."""
+        self.check_batch(batch)
+        prediction, scale = self(batch.context)
+        blocks = [scale.invert(prediction)]
+        rows, paths = batch.rows, len(self.levels)
+        context = batch.context[:, None, -self.context_length :].expand(-1, paths, -1)
+        while sum(block.shape[-1] for block in blocks) < steps:
+            context = torch.cat([context, blocks[-1].to(context.dtype)], dim=-1)[..., -self.context_length :]
+            prediction, scale = self(context.flatten(0, 1))
+            samples = scale.invert(prediction).view(rows, paths * paths, -1)
+            blocks.append(empirical_quantiles(samples, self.levels))
+        return torch.cat(blocks, dim=-1)[..., :steps]
+
+
+FAMILY = ChronosBolt

@@ -1,0 +1,201 @@
+"""Choosing by validation, opening the test part once, and the results file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tsprune.errors import TspruneError
+from tsprune.evaluation.cost import flops, latency, parameters
+from tsprune.evaluation.evaluate import Predictor, examples, measure
+from tsprune.evaluation.machine import cores, machine_line, versions
+from tsprune.stages import read_json, write_json
+
+if TYPE_CHECKING:
+    from tsprune.preparing import Prepared
+    from tsprune.progress import Bar
+    from tsprune.report import ForecastExample
+
+SCHEMA = 1
+EXAMPLES = 6
+LATENCY_THREADS = 1
+
+
+def judge(validation: Mapping[str, Any]) -> str:
+    """The candidate with the lowest validation MSE; candidates without one cannot be chosen."""
+    errors = {name: found["metrics"]["mse"] for name, found in validation.items()}
+    able = {name: error for name, error in errors.items() if error is not None and math.isfinite(error)}
+    if not able:
+        raise TspruneError("no candidate has a validation error: the validation part holds no observed value")
+    return min(able, key=lambda name: able[name])
+
+
+def open_test(work: Path, ready: Prepared, models: Mapping[str, Predictor], chosen: str, bar: Bar) -> None:
+    """Everything measured after the choice: test metrics, costs, example forecasts."""
+    windows = ready.test[0]
+    found: dict[str, Any] = {}
+    for name, model in models.items():
+        result = measure(model, windows, ready.split, batch_size=ready.task.batch_size)
+        found[name] = {"metrics": dict(result.metrics), "notes": list(result.notes)}
+        bar.advance(name.replace("_", " "))
+    context, horizon = ready.split.context, ready.horizon
+    times = latency(models, ready.task.latency_batch, context, horizon, threads=LATENCY_THREADS)
+    for name, model in models.items():
+        found[name] |= {
+            "parameters": parameters(model),
+            "flops": flops(model, context, horizon),
+            "latency_ms": times[name].median_ms,
+            "latency_spread_ms": [times[name].q1_ms, times[name].q3_ms],
+        }
+    write_json(
+        work / "test.json",
+        {
+            "candidates": found,
+            "machine": machine_line(busy=any(t.busy for t in times.values()), threads=LATENCY_THREADS),
+            "latency_busy": any(t.busy for t in times.values()),
+            "examples": [
+                asdict(example) | {"quantiles": {f"{k:g}": v for k, v in example.quantiles.items()}}
+                for example in _clean(_pick(ready, models, chosen))
+            ],
+        },
+    )
+    bar.advance("")
+
+
+def _pick(ready: Prepared, models: Mapping[str, Predictor], chosen: str) -> list[ForecastExample]:
+    """Examples of several series and moments: the middle test window of as many series as there is room for."""
+    windows = ready.test[0]
+    per_window = windows.targets_per_window
+    if per_window > 1:
+        middle = len(windows) // 2
+        rows = [middle * per_window + place for place in range(min(EXAMPLES, per_window))]
+    else:
+        series = np.unique(windows.series_index)
+        picked = series[np.unique(np.linspace(0, len(series) - 1, min(EXAMPLES, len(series))).astype(int))]
+        each = -(-min(EXAMPLES, len(windows)) // len(picked))
+        rows = []
+        for one in picked:
+            own = np.flatnonzero(windows.series_index == one)
+            rows += own[np.unique(((np.arange(each) + 0.5) / each * len(own)).astype(int))].tolist()
+    others = {name: models[name] for name in ("zero_shot",) if name != chosen}
+    return examples(models[chosen], windows, rows[:EXAMPLES], others=others)
+
+
+def _clean(found: list[ForecastExample]) -> list[ForecastExample]:
+    """Missing values as None, which JSON can hold."""
+    from dataclasses import replace
+
+    def plain(values: list[float]) -> list[Any]:
+        return [None if math.isnan(value) else float(value) for value in values]
+
+    return [replace(example, history=plain(example.history), truth=plain(example.truth)) for example in found]
+
+
+def examples_from(test: Path) -> list[ForecastExample]:
+    """The examples that the test stage stored."""
+    from tsprune.report import ForecastExample
+
+    def full(values: list[float | None]) -> list[float]:
+        return [math.nan if value is None else value for value in values]
+
+    return [
+        ForecastExample(
+            series=entry["series"],
+            window=entry["window"],
+            history=full(entry["history"]),
+            truth=full(entry["truth"]),
+            quantiles={float(level): path for level, path in entry["quantiles"].items()},
+            other=entry["other"],
+        )
+        for entry in read_json(test / "test.json")["examples"]
+    ]
+
+
+def assemble(
+    ready: Prepared,
+    sizes: tuple[int, int, int],
+    validation: Mapping[str, Any],
+    stages: Mapping[str, Any],
+    trials: Mapping[str, Any],
+    chosen: str,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The content of `results.json`, schema 1."""
+    from tsprune.report import verdict
+
+    test = stages["test"]
+    results: dict[str, Any] = {
+        "schema": SCHEMA,
+        "protocol": protocol(ready, sizes, test["machine"], bool(test["latency_busy"])),
+        "candidates": [
+            {
+                "name": name,
+                "validation": validation[name]["metrics"],
+                "test": found["metrics"],
+                **{key: found[key] for key in ("parameters", "flops", "latency_ms", "latency_spread_ms")},
+                "notes": "; ".join(dict.fromkeys([*validation[name]["notes"], *found["notes"]])),
+            }
+            for name, found in test["candidates"].items()
+        ],
+        "chosen": chosen,
+        "equivalence": stages["equivalence"],
+        "seed": ready.task.seed,
+        "versions": versions(),
+        "timings": dict(seconds),
+        "pruning": stages["rounds"],
+        "search": {
+            name: [{key: t[key] for key in ("learning_rate", "steps", "best_step", "validation_loss")} for t in found]
+            for name, found in trials.items()
+        },
+    }
+    results["verdict"] = verdict(results)
+    return results
+
+
+def protocol(ready: Prepared, sizes: tuple[int, int, int], machine: str, busy: bool) -> dict[str, Any]:
+    """How the numbers came about."""
+    panel, task = ready.panel, ready.task
+    names = ("train", "validation", "test")
+    strides = (ready.train.windows.stride, ready.validation[1], ready.test[1])
+    return {
+        "data": Path(panel.source).name if panel.source else "table",
+        "fingerprint": panel.fingerprint(),
+        "model": task.model,
+        "horizon": ready.horizon,
+        "context": ready.split.context,
+        "frequency": panel.frequency,
+        "season": panel.season(),
+        "split": ready.split.describe(),
+        "windows": dict(zip(names, sizes, strict=True)),
+        "strides": dict(zip(names, strides, strict=True)),
+        "scale": "z-score fitted on train, per series",
+        "series": len(ready.split.panel.series),
+        "threads": task.threads or cores(),
+        "latency_threads": LATENCY_THREADS,
+        "latency_batch": task.latency_batch,
+        "latency_busy": busy,
+        "machine": machine,
+        "inferred": dict(panel.inferred),
+        "repairs": [*panel.repairs, *ready.notes, *ready.window_notes("validation", "test")],
+        "pretraining_overlap": overlap(ready),
+    }
+
+
+def overlap(ready: Prepared) -> str:
+    """Whether the model may have seen these data in pretraining: no, yes or unknown, with the reason."""
+    corpora = ready.model.pretraining_corpora
+    if corpora is None:
+        return "unknown: the pretraining corpus of this model is not known to tsprune"
+    source = Path(ready.panel.source).name.lower() if ready.panel.source else ""
+    stem = source.split(".")[0]
+    if stem and any(stem == Path(name).name.lower().split(".")[0] for name in corpora):
+        return f"yes: the pretraining corpus names {stem}"
+    return (
+        f"unknown: of the {len(corpora)} sources in the corpus none is called {stem!r}; "
+        "other names may hide the same data"
+    )

@@ -1,0 +1,334 @@
+"""The report's figures, each one inline SVG string: deterministic, no scripts, no references outwards."""
+
+from __future__ import annotations
+
+import functools
+import html
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from tsprune.errors import TspruneError
+from tsprune.report.removal import Cell, RemovalMap
+from tsprune.report.words import Results, count_text, error_text, human, metric, milliseconds, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, GREY, RULE = "#1b2430", "#6b7480", "#d8dce1"
+BLUE, BAND, ORANGE = "#1f5f99", "#bcd3e8", "#c2571a"
+_GONE = "#d3d7dd"
+_POINTS_TO_PX = 96 / 72
+_CELL = 1.25
+"""Width of a cell of the heat map in inches."""
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class ForecastExample:
+    """One test window to draw.
+
+    Attributes:
+        series: id of the series (user text; escaped wherever it is shown).
+        window: timestamp or index of the first forecast step.
+        history: tail of the context, oldest first; NaN = missing.
+        truth: observed values [H]; NaN = missing.
+        quantiles: quantile level in (0, 1) -> the chosen candidate's forecast [H].
+        other: candidate name -> its median forecast [H], drawn as a thin line.
+    """
+
+    series: str
+    window: str
+    history: list[float]
+    truth: list[float]
+    quantiles: dict[float, list[float]]
+    other: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise TspruneError where a path is not as long as the truth or no quantile is given."""
+        steps = len(self.truth)
+        if not steps or not self.quantiles:
+            raise TspruneError(
+                f"forecast example {self.series!r}: expected truth and at least one quantile, "
+                f"found {steps} steps and {len(self.quantiles)} quantiles"
+            )
+        paths = {f"quantile {q}": p for q, p in self.quantiles.items()} | {f"{n!r}": p for n, p in self.other.items()}
+        for name, path in paths.items():
+            if len(path) != steps:
+                raise TspruneError(
+                    f"forecast example {self.series!r}: {name} has {len(path)} steps, "
+                    f"truth has {steps}; give both the same horizon"
+                )
+
+    def level(self, wanted: float) -> float:
+        """The quantile level nearest to `wanted`."""
+        return min(self.quantiles, key=lambda q: (abs(q - wanted), q))
+
+
+def _plainly(draw: Callable[P, str]) -> Callable[P, str]:
+    """Draw with matplotlib's own defaults, whatever the user's matplotlibrc says, so that bytes agree."""
+
+    @functools.wraps(draw)
+    def plain(*args: P.args, **kwargs: P.kwargs) -> str:
+        from matplotlib import style
+
+        ours: dict[str, Any] = {"svg.hashsalt": "tsprune", "svg.fonttype": "none", "font.size": 9.0}
+        with style.context(["default", ours]):
+            return draw(*args, **kwargs)
+
+    return plain
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of `width` x `height` inches with one bare axes, free of pyplot and its global state."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors=INK, labelsize=9, color=GREY)
+    axes.grid(color=RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Figure, name: str, alt: str) -> str:
+    """The figure as an SVG element whose ids start with `name`, with `alt` for those who do not see it."""
+    buffer = io.StringIO()
+    bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=bare)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', text)
+    text = text.replace("url(#", f"url(#{name}-")
+    width, height = (float(v) for v in figure.get_size_inches() * 72)
+    # Size comes from the page: as wide as allowed, never wider than drawn.
+    opening = (
+        f'<svg role="img" aria-label="{html.escape(alt, quote=True)}" '
+        f'viewBox="0 0 {width:g} {height:g}" style="max-width:{width * _POINTS_TO_PX:.0f}px">'
+    )
+    return opening + text[text.index(">") + 1 :].strip()
+
+
+@_plainly
+def forecast_figure(example: ForecastExample, name: str) -> str:
+    """Context tail, truth, median and the band of the outer quantiles nearest to 10 % and 90 %."""
+    figure, axes = _figure(5.0, 2.35)
+    past = range(-len(example.history), 0)
+    steps = range(len(example.truth))
+    low, middle, high = (example.level(q) for q in (0.1, 0.5, 0.9))
+    axes.axvline(-0.5, color=GREY, linewidth=0.8, linestyle=(0, (2, 2)))
+    axes.fill_between(steps, example.quantiles[low], example.quantiles[high], color=BAND, linewidth=0)
+    axes.plot(past, example.history, color=GREY, linewidth=1.0)
+    # Joined to the last observation so that the eye sees one series.
+    tail = example.history[-1:]
+    axes.plot(range(-len(tail), len(steps)), [*tail, *example.truth], color=INK, linewidth=1.3)
+    for path in example.other.values():
+        axes.plot(steps, path, color=ORANGE, linewidth=0.9)
+    axes.plot(steps, example.quantiles[middle], color=BLUE, linewidth=1.7)
+    if len(steps) == 1:
+        axes.plot(steps, example.quantiles[middle], "o", color=BLUE, markersize=4)
+        axes.plot(steps, example.truth, "o", color=INK, markersize=4)
+    axes.margins(x=0.01)
+    axes.set_xlabel("steps from the start of the forecast", fontsize=9, color=INK)
+    missing = sum(not math.isfinite(v) for v in [*example.history, *example.truth])
+    alt = (
+        f"Series {example.series}, forecast from {example.window}: {len(past)} steps of context, "
+        f"{len(steps)} steps of truth, median and band from quantile {low:g} to {high:g}"
+        + (f"; {missing} values are missing" if missing else "")
+        + "."
+    )
+    return _svg(figure, name, alt)
+
+
+@_plainly
+def rounds_figure(pruning: Results, name: str) -> str:
+    """Validation loss against the share of parameters removed, the round that was kept ringed, round 0 = unpruned."""
+    rounds = [r for r in pruning.get("rounds") or [] if not math.isnan(number(r.get("removed_share")))]
+    rounds.sort(key=lambda r: int(r["round"]))
+    figure, axes = _figure(5.6, 3.1)
+    shares = [100 * number(r["removed_share"]) for r in rounds]
+    losses = [number(r.get("validation_loss")) for r in rounds]
+    axes.plot(shares, losses, color=BLUE, linewidth=1.4, marker="o", markersize=4)
+    said = ""
+    for row, share, loss in zip(rounds, shares, losses, strict=True):
+        if math.isnan(loss):
+            continue
+        if row["round"] == 0:
+            axes.axhline(loss, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
+            axes.annotate("unpruned", (share, loss), (6, 5), textcoords="offset points", fontsize=9, color=GREY)
+        if row["round"] == pruning.get("best_round"):
+            axes.plot(
+                [share],
+                [loss],
+                "o",
+                markersize=11,
+                markerfacecolor="none",
+                markeredgecolor=ORANGE,
+                markeredgewidth=1.6,
+            )
+            axes.annotate(
+                f"kept: round {row['round']}",
+                (share, loss),
+                (0, -19),
+                textcoords="offset points",
+                fontsize=9,
+                color=ORANGE,
+                ha="center",
+                fontweight="bold",
+            )
+            said = f" Kept is round {row['round']} at {share:.1f} % removed with loss {error_text(loss)}."
+    axes.margins(y=0.2)
+    most = max([*shares, 5.0])
+    axes.set_xlim(-0.05 * most, 1.06 * most)
+    axes.set_xlabel("parameters removed, %", fontsize=9, color=INK)
+    axes.set_ylabel("validation loss", fontsize=9, color=INK)
+    return _svg(figure, name, f"Validation loss over {len(rounds)} pruning rounds.{said}")
+
+
+def _labels_apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Label heights close to `heights` but at least `gap` apart, in the same order."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    placed = list(heights)
+    for below, above in zip(order, order[1:], strict=False):
+        placed[above] = max(placed[above], placed[below] + gap)
+    lifted = sum(p - h for p, h in zip(placed, heights, strict=True)) / max(len(placed), 1)
+    return [p - lifted for p in placed]
+
+
+@_plainly
+def size_figure(results: Results, name: str) -> str:
+    """Test MSE against parameters with latency; seasonal naive is a level, as it has no parameters."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _figure(6.6, 3.4)
+    models, naive = [], math.nan
+    for candidate in results["candidates"]:
+        size, error = number(candidate.get("parameters")), metric(candidate, "test", "mse")
+        if candidate["name"] == "seasonal_naive":
+            naive = error
+        elif not math.isnan(size) and not math.isnan(error):
+            models.append((candidate, size, error))
+    errors = [error for *_, error in models]
+    # At least 5 % of the level, so that differences the verdict calls "about the same" look it.
+    span = max(max(errors) - min(errors), 0.05 * max(errors)) or 1.0 if errors else 1.0
+    # Names stand in a column of their own at the right, so that none covers a point.
+    heights = _labels_apart(errors, 0.13 * span)
+    largest = max((size for _, size, _ in models), default=1.0) or 1.0
+    said = []
+    for (candidate, size, error), height in zip(models, heights, strict=True):
+        chosen = candidate["name"] == results.get("chosen")
+        color = BLUE if chosen else INK
+        latency = number(candidate.get("latency_ms"))
+        text = human(candidate["name"]) + ("" if math.isnan(latency) else f", {milliseconds(latency)} ms")
+        axes.plot([size], [error], "o" if not chosen else "D", color=color, markersize=7)
+        axes.plot([size, 1.07 * largest], [error, height], color=GREY, linewidth=0.6, zorder=1)
+        axes.text(
+            1.09 * largest,
+            height,
+            text,
+            fontsize=9,
+            color=color,
+            va="center",
+            fontweight="bold" if chosen else "normal",
+            parse_math=False,
+        )
+        said.append(f"{text}: MSE {error_text(error)} with {count_text(size)} parameters")
+    axes.set_xlim(0, largest * 1.85)
+    axes.set_xticks([t for t in MaxNLocator(5).tick_values(0, largest) if t <= largest * 1.05])
+    axes.spines["bottom"].set_bounds(0, largest * 1.05)
+    axes.grid(False, axis="y")
+    if errors:
+        middle = (min([*errors, *heights]) + max([*errors, *heights])) / 2
+        reach = max(max([*errors, *heights]) - min([*errors, *heights]), span) / 2 + 0.28 * span
+        axes.set_ylim(middle - reach, middle + reach)
+    if not math.isnan(naive):
+        _naive_level(axes, naive)
+        said.append(f"seasonal naive: MSE {error_text(naive)}")
+    axes.xaxis.set_major_formatter(lambda value, _: _tick(value))
+    axes.set_xlabel("parameters", fontsize=9, color=INK, x=0.5 * 1.05 / 1.85)
+    axes.set_ylabel("test MSE", fontsize=9, color=INK)
+    return _svg(figure, name, "Test MSE against parameters. " + "; ".join(said) + ".")
+
+
+def _tick(value: float) -> str:
+    """`2.00 M` as `2 M`."""
+    size, _, letter = count_text(value).partition(" ")
+    return f"{float(size):g} {letter}".strip()
+
+
+def _naive_level(axes: Axes, naive: float) -> None:
+    """Draw seasonal naive as a level, or say where it is if it would squeeze the models together."""
+    bottom, top = axes.get_ylim()
+    if bottom < naive < top:
+        end = axes.spines["bottom"].get_bounds()[1]
+        axes.plot([0, end], [naive, naive], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.annotate(
+            "seasonal naive",
+            (0.012, naive),
+            (0, 3),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            fontsize=9,
+            color=GREY,
+        )
+        return
+    where = "above" if naive >= top else "below"
+    axes.text(
+        0.012,
+        0.98 if where == "above" else 0.02,
+        f"seasonal naive: {error_text(naive)}, {where} this range",
+        transform=axes.transAxes,
+        fontsize=9,
+        color=GREY,
+        va="top" if where == "above" else "bottom",
+    )
+
+
+@_plainly
+def removal_figure(removal: RemovalMap, name: str) -> str:
+    """Heat map: a row per layer, a column per prunable part, cell = share kept; removed parts hatched."""
+    rows, columns, wide = removal.rows, removal.columns, _CELL
+    after = wide * len(columns) + 0.12
+    label = 0.085 * max((len(r.label) for r in rows), default=1) + 0.2
+    total = after + 0.075 * max((len(r.whole) for r in rows), default=1) + 0.6
+    figure, axes = _figure(label + total + 0.1, 0.3 * len(rows) + 0.62)
+    for y, row in enumerate(rows):
+        for x, column in enumerate(columns):
+            if column in row.cells:
+                _draw_cell(axes, x * wide, y, row.cells[column])
+        strong: dict[str, Any] = {"color": ORANGE, "fontweight": "bold"} if row.removed else {"color": GREY}
+        axes.text(after, y + 0.5, row.whole, va="center", fontsize=9, parse_math=False, **strong)
+    axes.set(xlim=(0, total), ylim=(len(rows), 0))
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=9)
+    axes.xaxis.tick_top()
+    places = [(x + 0.5) * wide for x in range(len(columns))] + [after]
+    axes.set_xticks(places, [*columns, "whole parts"], parse_math=False)
+    axes.get_xticklabels()[-1].set_horizontalalignment("left")
+    axes.set_yticks([y + 0.5 for y in range(len(rows))], [r.label for r in rows], parse_math=False)
+    return _svg(figure, name, "Units kept per layer. " + removal.sentence())
+
+
+def _draw_cell(axes: Axes, x: float, y: float, cell: Cell) -> None:
+    """One cell of the heat map with its upper left corner at `x`, `y`; hatched when nothing is left of it."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    gone = cell.removed or not cell.kept
+    face = _GONE if gone else colormaps["Blues"](0.08 + 0.62 * cell.share)
+    shape = Rectangle((x, y), _CELL, 1, facecolor=face, edgecolor="white", linewidth=1.5)
+    color = "white" if not gone and cell.share > 0.75 else INK
+    text = axes.text(x + _CELL / 2, y + 0.5, cell.text, ha="center", va="center", fontsize=9, color=color)
+    if gone:
+        shape.set_hatch("////")
+        text.set_bbox({"facecolor": _GONE, "edgecolor": "none", "pad": 1})
+    axes.add_patch(shape)

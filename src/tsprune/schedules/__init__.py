@@ -1,0 +1,1 @@
+"""How much to remove when, and when to score again. One file per schedule; the file name is its name."""

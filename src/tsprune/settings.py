@@ -1,0 +1,164 @@
+"""Every option once: the field is the Python argument, the YAML key and the flag. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from tsprune.errors import TspruneError
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with its help text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What to forecast, with which model, and how it is judged."""
+
+    data: str = option("", "CSV, CSV.gz or Parquet file with your series. Default: the sample inside the package.")
+    model: str = option("mini", "Bundled model (mini), a local directory, or a hub id such as amazon/chronos-2.")
+    horizon: int = option(0, "Steps to forecast. Default: one season, at least 8 and at most 96 steps.")
+    context: int = option(0, "Steps of history the model sees. Default: what the model can use and the data allows.")
+    split: str = option("auto", "auto, 'ratio 70/10/20', holdout, etth, ettm, or 'date TRAIN_END VALIDATION_END'.")
+    together: bool = option(False, "Forecast all series of the file jointly, as one group (families that can).")
+    batch_size: int = option(256, "Windows per batch when evaluating. Does not change any result.")
+    validation_windows: int = option(512, "Validation windows that steer pruning and stopping, evenly spread.")
+    test_windows: int = option(20000, "Test windows at most, evenly spread; 0 takes every one. The stride is reported.")
+    latency_batch: int = option(1, "Windows per forecast when latency is measured.")
+    threads: int = option(0, "CPU threads. Default: all cores. Latency is always measured on one.")
+    device: str = option("cpu", "cpu, cuda or cuda:N.")
+    seed: int = option(0, "Seed of everything that draws.")
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        for name in ("horizon", "context", "test_windows", "threads", "seed"):
+            if getattr(self, name) < 0:
+                raise TspruneError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative")
+        for name in ("batch_size", "validation_windows", "latency_batch"):
+            if getattr(self, name) < 1:
+                raise TspruneError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """How to prune."""
+
+    score: str = option("fisher", "Importance score; a file of tsprune/scores.")
+    units: tuple[str, ...] = option(
+        ("head", "ffn_channel"), "Kinds of units that may go: head, ffn_channel, attention, ffn, layer."
+    )
+    rank: str = option(
+        "magnitude", "magnitude ranks by absolute score; signed removes first what is predicted to lower the loss."
+    )
+    ratio: float = option(0.06, "Share of the prunable parameters still alive that one round removes.")
+    rounds: int = option(12, "Pruning rounds at most; 12 of 6 % leave about half of the prunable parameters.")
+    ema: float = option(0.5, "Weight of the newest macro-batch in the smoothed scores.")
+    prune_patience: int = option(4, "Rounds in a row outside the tolerance after which pruning stops.")
+    adapt_steps: int = option(
+        60,
+        "Steps of tuning before units are scored; every tuned candidate goes on from there. 0 starts from the model "
+        "as it comes.",
+    )
+    adapt_rate: float = option(3e-4, "Learning rate of those steps.")
+    prune_windows: int = option(512, "Training windows scored in each round.")
+    repair: bool = option(
+        True,
+        "Refit what is left of each block to the outputs of the uncut block, by least squares on training windows.",
+    )
+    tolerance: float = option(
+        0.03, "The smallest model is kept whose validation loss is within this share of the best round's."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing."""
+        if not self.units:
+            raise TspruneError("--units is empty; name at least one kind, such as head,ffn_channel")
+        if self.rank not in ("signed", "magnitude"):
+            raise TspruneError(f"--rank {self.rank!r} is unknown; use signed or magnitude")
+        if self.adapt_steps < 0 or not self.adapt_rate > 0:
+            raise TspruneError(
+                f"--adapt-steps {self.adapt_steps} must not be negative and --adapt-rate {self.adapt_rate} be positive"
+            )
+        if self.tolerance < 0 or self.prune_windows < 1:
+            raise TspruneError(
+                f"--tolerance {self.tolerance} must not be negative and --prune-windows {self.prune_windows} at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How to fine-tune. The same settings serve the dense and the pruned model."""
+
+    steps: int = option(200, "Optimiser steps of a full run at the chosen learning rate.")
+    search_steps: int = option(
+        40, "Steps of each trial in the learning-rate search; 0 skips it and takes the first rate."
+    )
+    learning_rates: tuple[float, ...] = option((1e-4, 3e-4, 1e-3), "Learning rates to try; validation decides.")
+    batch: int = option(64, "Windows per step.")
+    evaluations: int = option(10, "How often a full run is validated.")
+    patience: int = option(4, "Validations without improvement after which a run stops.")
+    weight_decay: float = option(0.01, "Decoupled weight decay.")
+    clip: float = option(1.0, "Largest norm of the gradient.")
+    averaging: float = option(
+        0.95, "Decay of the running mean of the weights, which is what is validated and kept; 0 keeps the weights."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing."""
+        for name in ("steps", "batch", "evaluations", "patience"):
+            if getattr(self, name) < 1:
+                raise TspruneError(f"--{name} {getattr(self, name)} must be at least 1")
+        if self.search_steps < 0 or self.weight_decay < 0:
+            raise TspruneError(
+                f"--search-steps {self.search_steps} and --weight-decay {self.weight_decay} must not be negative"
+            )
+        if self.clip <= 0:
+            raise TspruneError(f"--clip {self.clip} must be above 0")
+        if not 0 <= self.averaging < 1:
+            raise TspruneError(f"--averaging {self.averaging} must be 0 or more and below 1")
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise TspruneError(f"--learning-rates {self.learning_rates} must be positive numbers")
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """How to pretrain; seed, settings, machine and precision fix the weights."""
+
+    steps: int = option(16000, "Optimiser steps in all.")
+    decay_steps: int = option(3500, "The last so many steps lower the learning rate to 0.")
+    warmup_steps: int = option(400, "The first so many steps raise the learning rate.")
+    batch: int = option(64, "Windows per step.")
+    learning_rate: float = option(2e-3, "Highest learning rate.")
+    weight_decay: float = option(0.05, "Decoupled weight decay of the matrices.")
+    optimizer: str = option("muon", "muon (matrices inside layers; AdamW for the rest) or adamw.")
+    precision: str = option("bfloat16", "bfloat16 (autocast over float32 weights) or float32.")
+    averaging: float = option(0.998, "Decay of the averaged weights, which are the ones kept.")
+    groups: float = option(0.08, "Share of steps on groups of related series, where the family mixes them.")
+    farthest: float = option(15.0, "Targets further than so many deviations from the context are ignored.")
+    checkpoint_every: int = option(250, "Steps between checkpoints.")
+    seed: int = option(0, "Seed of weights and windows.")
+    device: str = option("cpu", "cpu, cuda or cuda:N.")
+
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing."""
+        if self.precision not in ("float32", "bfloat16"):
+            raise TspruneError(f"--precision {self.precision!r} is unknown; use float32 or bfloat16")
+        if self.optimizer not in ("muon", "adamw"):
+            raise TspruneError(f"--optimizer {self.optimizer!r} is unknown; use muon or adamw")
+        if self.steps < 1 or self.batch < 1 or self.checkpoint_every < 1:
+            raise TspruneError(f"--steps {self.steps} and --batch {self.batch} must be at least 1")
+        if self.learning_rate <= 0 or self.farthest <= 0:
+            raise TspruneError(f"--learning-rate {self.learning_rate} and --farthest {self.farthest} must be above 0")
+        for name, most in (("averaging", 1), ("groups", 1), ("weight_decay", math.inf)):
+            if not 0 <= (value := getattr(self, name)) <= most:
+                raise TspruneError(f"--{name.replace('_', '-')} {value} must be 0 or more{', at most 1' * (most == 1)}")
+        for name in ("decay_steps", "warmup_steps", "seed"):
+            if getattr(self, name) < 0:
+                raise TspruneError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative")
+        if self.decay_steps + self.warmup_steps > self.steps:
+            raise TspruneError(
+                f"--warmup-steps {self.warmup_steps} and --decay-steps {self.decay_steps} exceed --steps {self.steps}"
+            )

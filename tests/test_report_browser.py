@@ -1,0 +1,154 @@
+"""The report in a real headless Chromium: it shows everything, asks for nothing and fits the screen."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import report_fixture as fixture
+from tsprune.report import ForecastExample, write_report
+
+pytestmark = pytest.mark.browser
+
+_FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+)
+
+
+def _absent(reason: str) -> None:
+    if os.environ.get("TSPRUNE_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"TSPRUNE_REQUIRE_BROWSER=1, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium with logs of the console and of the network, its own empty profile, and no driver download."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        _absent("no chromium and chromedriver found; install the Debian packages chromium and chromium-driver")
+    try:
+        from selenium import webdriver
+        from selenium.webdriver.chrome.options import Options
+        from selenium.webdriver.chrome.service import Service
+    except ImportError:
+        _absent("selenium is not installed; pip install selenium, apt install chromium chromium-driver")
+    options = Options()
+    options.binary_location = chromium or ""
+    for flag in (*_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    found = webdriver.Chrome(options=options, service=Service(executable_path=driver))
+    yield found
+    found.quit()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A full report with one hostile series id that is also very long."""
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    first, *rest = fixture.forecasts(4)
+    odd = ForecastExample(
+        "<script>document.title='owned'</script>" + "x" * 200,
+        first.window,
+        first.history,
+        first.truth,
+        first.quantiles,
+        first.other,
+    )
+    results = fixture.results()
+    results["protocol"]["repairs"].append("series " + "y" * 300 + ": 1 missing timestamp")
+    return write_report(path, results, fixture.plan(), [odd, *rest], fixture.units())
+
+
+def _open(browser: Any, report: Path, width: int) -> None:
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)  # reading empties it
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
+    browser.get(report.as_uri())
+
+
+def _requests(browser: Any) -> list[str]:
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+
+
+def test_when_report_opens_then_console_is_silent_and_only_the_file_is_read(browser: Any, report: Path) -> None:
+    _open(browser, report, 1280)
+    assert browser.get_log("browser") == []
+    asked = _requests(browser)
+    assert report.as_uri() in asked
+    assert [url for url in asked if url != report.as_uri() and not url.startswith("data:")] == []
+    assert browser.title == "tsprune report: load_hourly.csv"
+
+
+def test_when_page_reaches_outwards_then_the_watch_on_requests_sees_it(
+    browser: Any, report: Path, tmp_path: Path
+) -> None:
+    """Guards the test above: without it a blind log would pass."""
+    leaky = tmp_path / "leaky.html"
+    leaky.write_text('<img src="missing.png"><script>console.error("x")</script>', encoding="utf-8")
+    _open(browser, leaky, 1280)
+    assert any(url.endswith("missing.png") for url in _requests(browser))
+    assert browser.get_log("browser")
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_when_report_is_shown_then_tables_have_rows_and_figures_have_size(
+    browser: Any, report: Path, width: int
+) -> None:
+    _open(browser, report, width)
+    rows = browser.execute_script(
+        "return [...document.querySelectorAll('table')].map(t => t.querySelectorAll('tbody tr').length)"
+    )
+    assert len(rows) == 9
+    assert min(rows) >= 3
+    figures = browser.execute_script(
+        "return [...document.querySelectorAll('figure svg')].map(s => {const b = s.getBoundingClientRect();"
+        "return [b.width, b.height, s.querySelectorAll('path').length, getComputedStyle(s).visibility]})"
+    )
+    assert len(figures) == 4 + 3
+    for wide, high, paths, visibility in figures:
+        assert wide > 250 and high > 120
+        assert paths > 10
+        assert visibility == "visible"
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_when_screen_is_wide_or_narrow_then_page_does_not_overflow(browser: Any, report: Path, width: int) -> None:
+    _open(browser, report, width)
+    inside, outside = browser.execute_script(
+        "const d = document.documentElement; return [d.scrollWidth, d.clientWidth]"
+    )
+    assert inside <= outside <= width
+    if width == 1280:  # nothing to scroll sideways on a desktop either
+        clipped = browser.execute_script(
+            "return [...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth).length"
+        )
+        assert clipped == 0
+
+
+def test_when_report_is_printed_then_it_gives_pages(browser: Any, report: Path) -> None:
+    import base64
+
+    _open(browser, report, 1280)
+    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])
+    assert pdf.startswith(b"%PDF")
+    assert pdf.count(b"/Type /Page\n") >= 3
