@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tsprune.blocks.attention import AcrossSeriesAttention, Attention, Groups, SingleStepAttention
+from tsprune.blocks.across import AcrossSeriesAttention, Groups, SingleStepAttention
+from tsprune.blocks.attention import Attention
 from tsprune.blocks.branch import Branch
 from tsprune.blocks.feedforward import FeedForward, activation
 from tsprune.blocks.gate import Tap
@@ -39,7 +40,7 @@ def inputs(rows: int = 3, length: int = 6, seed: int = 1) -> Tensor:
 
 
 def masked(block: Block, units: int, kept: list[int], run: object) -> Tensor:
-    (group,) = block.unit_groups("x")
+    group = block.unit_groups("x")[0]
     keep = torch.zeros(units, dtype=torch.bool)
     keep[kept] = True
     group.set_mask(keep)
@@ -152,7 +153,7 @@ def test_a_branch_removed_whole_is_the_identity_and_has_no_parameters() -> None:
 
 @pytest.mark.parametrize("kept", [[0, 0], [4], [-1]])
 def test_units_that_do_not_exist_or_repeat_are_refused(kept: list[int]) -> None:
-    with pytest.raises(TspruneError, match="heads"):
+    with pytest.raises(TspruneError, match="head: unit"):
         Attention(WIDTH, HEADS, 4).keep("head", kept)
 
 

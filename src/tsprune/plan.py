@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsprune.blocks.kinds import KINDS
 from tsprune.errors import TspruneError
 
 if TYPE_CHECKING:
     from tsprune.models._forecaster import Forecaster
 
 SCHEMA = 1
-KINDS = ("head", "ffn_channel", "attention", "ffn", "layer")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Plan:
         parameters: `before` and `after`, number of parameters.
         flops: `before` and `after`, floating point operations.
         groups: by group name; a group that is not named stays whole.
+        indexed: groups of channels on the residual width whose removed channels are cut by an index, where that was
+            measured to be faster; those of other such groups are zeroed in place, and still count as parameters.
     """
 
     base_model: str
@@ -60,6 +62,7 @@ class Plan:
     parameters: Mapping[str, int]
     flops: Mapping[str, int]
     groups: Mapping[str, PlanGroup] = field(default_factory=dict)
+    indexed: tuple[str, ...] = ()
 
     @property
     def kept(self) -> dict[str, list[int]]:
@@ -85,6 +88,7 @@ class Plan:
         """The plan as JSON text, groups in network order, one per line."""
         facts = asdict(self)
         groups = facts.pop("groups")
+        facts["indexed"] = list(self.indexed)
         head = json.dumps({"schema": SCHEMA, **facts}, indent=1)[:-2]
         lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(group)}" for name, group in groups.items())
         return f'{head},\n "groups": {{\n{lines}\n }}\n}}\n' if lines else f'{head},\n "groups": {{}}\n}}\n'
@@ -114,7 +118,14 @@ class Plan:
             section = _typed(facts, name, dict, source)
             values[name] = {key: _typed(section, key, int, f"{source}: {name}") for key in ("before", "after")}
         groups = _typed(facts, "groups", dict, source)
-        return cls(**values, groups={name: _group(name, group, source) for name, group in groups.items()})
+        indexed = _typed(facts, "indexed", list, source) if "indexed" in facts else []
+        if wrong := [name for name in indexed if name not in groups]:
+            raise TspruneError(f"{source}: indexed names {wrong[0]!r}, which is not among the groups")
+        return cls(
+            **values,
+            groups={name: _group(name, group, source) for name, group in groups.items()},
+            indexed=tuple(indexed),
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:

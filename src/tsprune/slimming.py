@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from tsprune.blocks.branch import Branch, Layer
+from tsprune.blocks.attention import Attention
+from tsprune.blocks.branch import Branch
 from tsprune.blocks.gate import Gate
-from tsprune.blocks.units import Block, check_kept, shell
+from tsprune.blocks.linear import CHANNELS, ChannelLinear
+from tsprune.blocks.units import Block, check_floor, check_kept, shell
 from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster, Kept, unknown_group, window_index
 from tsprune.plan import Plan, PlanGroup
 
-INNER = ("head", "ffn_channel")
 Model = TypeVar("Model", bound=Forecaster)
 
 
-def slim(model: Model, kept: Kept | Plan) -> Model:
+def slim(model: Model, kept: Kept | Plan, indexed: Collection[str] = ()) -> Model:
     """A physically smaller copy that computes what the masked model computes.
 
     Only what stays is copied; the model passed in is not changed and shares no tensor with the copy. Branches
@@ -30,25 +31,81 @@ def slim(model: Model, kept: Kept | Plan) -> Model:
     Args:
         model: any model, also one that is slim already.
         kept: units that stay, by group name, or a plan; a group that is not named stays whole.
+        indexed: groups of channels on the residual width that are cut by an index rather than zeroed in place; those
+            of a plan and those that were cut so before are added.
 
     Raises:
         TspruneError: a group or a unit does not exist, or a plan does not fit.
     """
     if isinstance(kept, Plan):
         kept.check(model)
-        kept = kept.kept
-    cuts = _cuts(model, kept)
-    smaller: Model = _Rebuild(cuts, _tensors(model)).of(model, "")
+        kept, indexed = kept.kept, {*indexed, *kept.indexed}
+    indexed = {*indexed, *model.indexed}
+    cuts = closed(model, kept)
+    smaller: Model = _Rebuild(cuts, _tensors(model), indexed=indexed).of(model, "")
     smaller.config = copy.deepcopy(model.config)
-    smaller.kept = compose(model.kept, cuts)
+    smaller.indexed = tuple(sorted(indexed))
+    smaller.kept = {name: units for name, units in compose(model.kept, cuts).items() if not _channel(name)}
+    smaller.kept |= _channels_left(smaller, {*indexed, *model.kept, *kept})
     return smaller
+
+
+def closed(model: Forecaster, kept: Kept) -> dict[str, list[int]]:
+    """What stays in every group that loses something, units that go along with others included.
+
+    Raises:
+        TspruneError: a group or a unit does not exist, or too few units would stay.
+    """
+    groups = model.unit_groups()
+    for name, units in kept.items():
+        if name not in groups:
+            raise unknown_group(name, groups)
+        check_floor(groups[name], check_kept(units, groups[name].units, name))
+    found: dict[str, list[int]] = {}
+    for path, block in model.named_modules():
+        if not isinstance(block, Block):
+            continue
+        local = {_local(group.name, path): group for group in block.unit_groups(path)}
+        chosen = {kind: kept[group.name] for kind, group in local.items() if group.name in kept}
+        if not any(len(units) < local[kind].units for kind, units in chosen.items()):
+            continue
+        for kind, units in block.settled(chosen).items():
+            if len(units) < local[kind].units:
+                found[local[kind].name] = units
+    return {name: found[name] for name in groups if name in found}
+
+
+def minimal(model: Forecaster, kept: Kept, named: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
+    """A closed choice without the groups that follow from others of their block.
+
+    Args:
+        model: the model that the choice is about.
+        kept: a closed choice.
+        named: groups that stay in it in any case.
+    """
+    left = {name: tuple(units) for name, units in kept.items()}
+    order = (*CHANNELS, "value_dim", "qk_pair", "kv_group", "head", "ffn_channel")
+    for path, block in model.named_modules():
+        if not isinstance(block, Block):
+            continue
+        names = {_local(group.name, path): group.name for group in block.unit_groups(path)}
+        chosen = {kind: left[name] for kind, name in names.items() if name in left}
+        for wanted in order:
+            for kind in [k for k in chosen if k.rsplit("/", 1)[-1] == wanted and names[k] not in named]:
+                rest = {k: units for k, units in chosen.items() if k != kind}
+                if block.settled(rest)[kind] == list(chosen[kind]):
+                    chosen = rest
+                    del left[names[kind]]
+    return left
 
 
 def compose(first: Kept, second: Kept) -> dict[str, tuple[int, ...]]:
     """What stays after `first` and then `second`, whose indices count the units that `first` left."""
     both = {name: tuple(units) for name, units in first.items()}
     for name, units in second.items():
-        both[name] = tuple(both[name][unit] for unit in units) if name in both else tuple(units)
+        # Channels are counted by the maps themselves: some of them are zeroed in place.
+        if not _channel(name):
+            both[name] = tuple(both[name][unit] for unit in units) if name in both else tuple(units)
     return both
 
 
@@ -161,17 +218,25 @@ def linear_flops(model: nn.Module) -> int:
     return 2 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
 
 
-def _cuts(model: Forecaster, kept: Kept) -> dict[str, list[int]]:
-    """What stays in the groups that lose something, checked."""
-    groups = model.unit_groups()
-    cuts = {}
-    for name, units in kept.items():
-        if name not in groups:
-            raise unknown_group(name, groups)
-        stays = check_kept(units, groups[name].units, name)
-        if len(stays) < groups[name].units:
-            cuts[name] = stays
-    return cuts
+def _local(name: str, path: str) -> str:
+    """The name of a group inside its block: `head`, or `.q/in_channel`."""
+    return name[len(path) :].removeprefix("/")
+
+
+def _channel(name: str) -> bool:
+    return name.rsplit("/", 1)[-1] in CHANNELS
+
+
+def _channels_left(model: Forecaster, named: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Live channels, in their first numbers, of maps that lost some: those named, and those zeroed in place."""
+    found = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, ChannelLinear):
+            for kind in CHANNELS:
+                lost = layer.numbers[kind] is not None or layer.dead[kind]
+                if lost and (layer.dead[kind] or f"{path}/{kind}" in named):
+                    found[f"{path}/{kind}"] = layer.live_numbers(kind)
+    return found
 
 
 def _tensors(model: nn.Module) -> set[int]:
@@ -181,18 +246,29 @@ def _tensors(model: nn.Module) -> set[int]:
 class _Rebuild:
     """Copies a network part by part, cutting on the way."""
 
-    def __init__(self, cuts: Mapping[str, Sequence[int]], owned: set[int], device: str | None = None) -> None:
+    def __init__(
+        self,
+        cuts: Mapping[str, Sequence[int]],
+        owned: set[int],
+        device: str | None = None,
+        indexed: Collection[str] = (),
+    ) -> None:
         self.cuts = cuts
+        self.indexed = indexed
         self.owned = owned
         self.device = device
         self.copies: dict[int, Any] = {}
 
     def of(self, module: Any, path: str) -> Any:
         if isinstance(module, Gate):
-            return Gate(module.units, module.width)
+            return module.twin()
         if isinstance(module, Block):
             module = self._cut(module, path)
         twin = shell(module)
+        if isinstance(twin, ChannelLinear):
+            twin.channel_gates = {}
+        if isinstance(twin, Attention):
+            twin.watch = None
         for store in (twin._parameters, twin._buffers):
             for name, tensor in store.items():
                 store[name] = self._copy(tensor)
@@ -201,11 +277,11 @@ class _Rebuild:
         return twin.tidy() if isinstance(twin, Branch) else twin
 
     def _cut(self, block: Block, path: str) -> Block:
-        whole = ("layer",) if isinstance(block, Layer) else (block.kind,) if isinstance(block, Branch) else INNER
-        for kind in whole:
-            if (stays := self.cuts.get(f"{path}/{kind}")) is not None:
-                block = block.keep(kind, stays)
-        return block
+        if not self.cuts:
+            return block
+        local = {group.name: _local(group.name, path) for group in block.unit_groups(path)}
+        chosen = {kind: self.cuts[name] for name, kind in local.items() if name in self.cuts}
+        return block.cut(chosen, [kind for name, kind in local.items() if name in self.indexed]) if chosen else block
 
     def _copy(self, tensor: Any) -> Any:
         """A copy of a tensor of the original; tensors that a cut has just made are taken as they are."""

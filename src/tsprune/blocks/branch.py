@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tsprune.blocks.attention import Attention
+from tsprune.blocks.experts import MixtureOfExperts
 from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.gate import Gate
-from tsprune.blocks.units import Block, UnitGroup, check_kept
+from tsprune.blocks.units import Block, Part, UnitGroup
+
+Inner = Attention | FeedForward | MixtureOfExperts
 
 
 class Branch(Block):
@@ -21,15 +25,13 @@ class Branch(Block):
 
     Args:
         name: attribute under which the inner block is registered, as in the public checkpoint.
-        inner: an attention or a feed-forward block.
+        inner: an attention, a feed-forward block or a mixture of experts.
         norm: normalisation applied first.
         width: residual width D.
         dropout: probability on the branch's output, in training.
     """
 
-    def __init__(
-        self, name: str, inner: Attention | FeedForward, norm: nn.Module, width: int, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, name: str, inner: Inner, norm: nn.Module, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.inner_name = name
         self.kind = "attention" if isinstance(inner, Attention) else "ffn"
@@ -39,9 +41,9 @@ class Branch(Block):
         self.gate = Gate(1, width)
 
     @property
-    def inner(self) -> Attention | FeedForward | None:
+    def inner(self) -> Inner | None:
         """The block inside, or None once the branch is gone."""
-        found: Attention | FeedForward | None = self._modules.get(self.inner_name)  # type: ignore[assignment]
+        found: Inner | None = self._modules.get(self.inner_name)  # type: ignore[assignment]
         return found
 
     def forward(self, x: Tensor, **inputs: Any) -> Tensor:
@@ -56,25 +58,20 @@ class Branch(Block):
         """One group of one unit: the branch."""
         if self.inner is None:
             return []
-        linear = sum(m.weight.numel() for m in self.inner.modules() if isinstance(m, nn.Linear))
-        return [
-            UnitGroup(
-                name=f"{path}/{self.kind}",
-                kind=self.kind,
-                units=1,
-                parameters=sum(p.numel() for p in self.parameters()),
-                flops_per_token=2 * linear,
-                floor=0,
-                gates=(self.gate,),
-            )
-        ]
+        return [UnitGroup(f"{path}/{self.kind}", self.kind, 1, 0, (self.gate,), self._everything())]
 
-    def keep(self, kind: str, kept: Sequence[int]) -> Branch:
+    def _everything(self) -> tuple[Part, ...]:
+        """Every weight of the branch, as belonging to its one unit."""
+        weights = [m for m in self.modules() if isinstance(getattr(m, "weight", None), nn.Parameter)]
+        return tuple(Part(m, 0, torch.zeros(m.weight.shape[0], dtype=torch.long, device="cpu")) for m in weights)  # type: ignore[operator,index]
+
+    def cut(self, kept: Mapping[str, Sequence[int]], indexed: Collection[str] = ()) -> Branch:
         """A copy with the branch (`[0]`) or without it (`[]`)."""
-        if kind != self.kind:
-            super().keep(kind, kept)
-        if check_kept(kept, 1, f"whole {self.kind}"):
+        if self.inner is None or self.settled(kept)[self.kind]:
             return self
+        return self._emptied()
+
+    def _emptied(self) -> Branch:
         smaller = self.shell()
         smaller._modules[self.inner_name] = None
         smaller._modules["layer_norm"] = None
@@ -83,13 +80,7 @@ class Branch(Block):
     def tidy(self) -> Branch:
         """The branch itself, or its empty form when the inner block contributes nothing any more."""
         inner = self.inner
-        if isinstance(inner, Attention):
-            empty = inner.heads == 0 and inner.o.bias is None
-        elif isinstance(inner, FeedForward):
-            empty = inner.hidden == 0 and inner.wo.bias is None
-        else:
-            return self
-        return self.keep(self.kind, []) if empty else self
+        return self._emptied() if inner is not None and inner.silent else self
 
 
 class Layer(Block):
@@ -113,24 +104,16 @@ class Layer(Block):
         alive = [group for branch in self.branches for group in branch.unit_groups(path)]
         if not alive:
             return []
+        gates = tuple(gate for group in alive for gate in group.gates)
         return [
-            UnitGroup(
-                name=f"{path}/layer",
-                kind="layer",
-                units=1,
-                parameters=sum(group.parameters for group in alive),
-                flops_per_token=sum(group.flops_per_token for group in alive),
-                floor=0,
-                gates=tuple(gate for group in alive for gate in group.gates),
-            )
+            UnitGroup(f"{path}/layer", "layer", 1, 0, gates, tuple(part for group in alive for part in group.parts))
         ]
 
-    def keep(self, kind: str, kept: Sequence[int]) -> Layer:
+    def cut(self, kept: Mapping[str, Sequence[int]], indexed: Collection[str] = ()) -> Layer:
         """A copy with the layer (`[0]`) or with all its branches gone (`[]`)."""
-        if kind != "layer":
-            super().keep(kind, kept)
-        if check_kept(kept, 1, "whole layer"):
+        chosen = self.settled(kept)
+        if not chosen or chosen["layer"]:
             return self
         smaller = self.shell()
-        smaller.layer = nn.ModuleList([branch.keep(branch.kind, []) for branch in self.branches])
+        smaller.layer = nn.ModuleList([branch._emptied() for branch in self.branches])
         return smaller

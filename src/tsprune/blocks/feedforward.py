@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsprune.blocks.gate import Gate
-from tsprune.blocks.units import Block, UnitGroup, check_kept, cut_linear
+from tsprune.blocks.gate import Gate, Rows
+from tsprune.blocks.linear import ChannelLinear
+from tsprune.blocks.units import Block, Part, UnitGroup
 from tsprune.errors import TspruneError
 
 
@@ -54,11 +55,11 @@ class FeedForward(Block):
         self.gated = gated
         self.act_name = act
         if gated:
-            self.wi_0 = nn.Linear(width, hidden, bias=bias)
-            self.wi_1 = nn.Linear(width, hidden, bias=bias)
+            self.wi_0 = ChannelLinear(width, hidden, bias=bias)
+            self.wi_1 = ChannelLinear(width, hidden, bias=bias)
         else:
-            self.wi = nn.Linear(width, hidden, bias=bias)
-        self.wo = nn.Linear(hidden, width, bias=bias)
+            self.wi = ChannelLinear(width, hidden, bias=bias)
+        self.wo = ChannelLinear(hidden, width, bias=bias)
         self.dropout = nn.Dropout(dropout)
         self.act = activation(act)
         self.gate = Gate(hidden)
@@ -67,13 +68,16 @@ class FeedForward(Block):
     def _inputs(self) -> tuple[str, ...]:
         return ("wi_0", "wi_1") if self.gated else ("wi",)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., D]` in and out."""
+    def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
+        """`[..., D]` in and out; `rows` where tokens of all rows of the batch come together, as `[n, D]`."""
         if self.hidden == 0:
-            empty = torch.zeros_like(x)
-            return empty if self.wo.bias is None else empty + self.wo.bias
-        inner = self.act(self.wi_0(x)) * self.wi_1(x) if self.gated else self.act(self.wi(x))
-        projected: Tensor = self.wo(self.gate(self.dropout(inner)))
+            empty: Tensor = self.wo(x.new_zeros(*x.shape[:-1], 0), rows)
+            return empty
+        if self.gated:
+            inner = self.act(self.wi_0(x, rows)) * self.wi_1(x, rows)
+        else:
+            inner = self.act(self.wi(x, rows))
+        projected: Tensor = self.wo(self.gate(self.dropout(inner), rows), rows)
         return projected
 
     @property
@@ -81,35 +85,61 @@ class FeedForward(Block):
         """The down projection."""
         return self.wo
 
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is left that it could contribute."""
+        return self.hidden == 0 and self.wo.bias is None
+
     def unit_groups(self, path: str) -> list[UnitGroup]:
-        """One group: the hidden channels."""
+        """The hidden channels, and the channels of the maps."""
         if self.hidden == 0:
             return []
-        inputs = [getattr(self, name) for name in self._inputs]
-        own = sum(p.numel() for layer in inputs for p in layer.parameters()) + self.wo.weight.numel()
-        linear = sum(layer.weight.numel() for layer in (*inputs, self.wo))
-        return [
-            UnitGroup(
-                name=f"{path}/ffn_channel",
-                kind="ffn_channel",
-                units=self.hidden,
-                parameters=own // self.hidden,
-                flops_per_token=2 * linear // self.hidden,
-                floor=0,
-                gates=(self.gate,),
-            )
-        ]
+        own = torch.arange(self.hidden, device="cpu")
+        parts = [*(Part(getattr(self, name), 0, own) for name in self._inputs), Part(self.wo, 1, own)]
+        found = [UnitGroup(f"{path}/ffn_channel", "ffn_channel", self.hidden, 0, (self.gate,), tuple(parts))]
+        for name in (*self._inputs, "wo"):
+            found += getattr(self, name).channel_groups(f"{path}.{name}")
+        return found
 
-    def keep(self, kind: str, kept: Sequence[int]) -> FeedForward:
-        """A copy with the `kept` hidden channels."""
-        if kind != "ffn_channel":
-            super().keep(kind, kept)
-        channels = check_kept(kept, self.hidden, "feed-forward channels")
-        index = torch.tensor(channels, dtype=torch.long)
+    def settled(self, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        """Close a choice of units: a hidden channel goes when any map loses it, as every activation is 0 at 0."""
+        chosen = super().settled(kept)
+        if not self.hidden:
+            return chosen
+        inner = ["ffn_channel", ".wo/in_channel", *(f".{name}/out_channel" for name in self._inputs)]
+        alive = sorted(set.intersection(*(set(chosen[kind]) for kind in inner)))
+        return chosen | {kind: list(alive) for kind in inner}
+
+    def cut(self, kept: Mapping[str, Sequence[int]], indexed: Collection[str] = ()) -> FeedForward:
+        """A copy with the units that stay; `indexed` as in `tsprune.blocks.headcuts.cut_attention`."""
+        chosen = self.settled(kept)
+        if not self.hidden:
+            return self
+        index = torch.tensor(chosen["ffn_channel"], dtype=torch.long, device="cpu")
         smaller = self.shell()
-        smaller.hidden = len(channels)
+        smaller.hidden = len(index)
         for name in self._inputs:
-            setattr(smaller, name, cut_linear(getattr(self, name), rows=index))
-        smaller.wo = cut_linear(self.wo, columns=index)
-        smaller.gate = Gate(len(channels))
+            layer, kind = getattr(self, name), f".{name}/in_channel"
+            live = _mask(chosen[kind], layer.in_features)
+            columns = live.nonzero().flatten() if kind in indexed else None
+            setattr(smaller, name, layer.shrunk(index, columns, live_columns=live, reading=kind in indexed))
+        live = _mask(chosen[".wo/out_channel"], self.wo.out_features)
+        writing = ".wo/out_channel" in indexed
+        stay = live.nonzero().flatten() if writing else None
+        smaller.wo = self.wo.shrunk(stay, index, live_rows=live, writing=writing)
+        smaller.gate = Gate(len(index))
         return smaller
+
+    def output_entries(self, kept: Mapping[str, Sequence[int]]) -> Tensor:
+        """Indices of the down projection's columns that stay."""
+        return (
+            torch.tensor(self.settled(kept)["ffn_channel"], dtype=torch.long, device="cpu")
+            if self.hidden
+            else torch.arange(0, device="cpu")
+        )
+
+
+def _mask(units: Sequence[int], size: int) -> Tensor:
+    found = torch.zeros(size, dtype=torch.bool, device="cpu")
+    found[list(units)] = True
+    return found

@@ -1,11 +1,30 @@
-"""The point at a unit boundary where units can be switched off or their loss gradient read."""
+"""The point at a unit boundary where units can be switched off, watched, or have their loss gradient read."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which row of the batch each token belongs to, where a block works on tokens picked from all rows.
+
+    Args:
+        index: `[n]` int64.
+        count: rows of the batch B.
+    """
+
+    index: Tensor
+    count: int
+
+
+Probe = Callable[[Tensor, Rows | None], None]
+"""Sees the activations of a gate, `[B, ..., E]`, or `[n, E]` with the rows of the tokens."""
 
 
 class Tap:
@@ -18,17 +37,25 @@ class Tap:
         gradient: `[B, U]` float32 (float64 for a float64 model), filled by the backward pass; None before it.
     """
 
-    def __init__(self, units: int) -> None:
+    def __init__(self, units: int, owner: Tensor | None = None) -> None:
         self.units = units
+        self.owner = owner
         self.gradient: Tensor | None = None
 
-    def collect(self, activation: Tensor, gradient: Tensor) -> None:
-        """Add the products of one use of the gate: `activation` and `gradient` are `[B, ..., U * width]`."""
+    def collect(self, activation: Tensor, gradient: Tensor, rows: Rows | None = None) -> None:
+        """Add the products of one use of the gate: `activation` and `gradient` are `[B, ..., E]`, or `[n, E]`."""
         if activation.dtype in (torch.bfloat16, torch.float16):
             activation, gradient = activation.float(), gradient.float()
         product = activation * gradient
-        rows = product.shape[0]
-        total = product.reshape(rows, -1, product.shape[-1]).sum(1).reshape(rows, self.units, -1).sum(-1)
+        if rows is None:
+            total = product.reshape(product.shape[0], -1, product.shape[-1]).sum(1)
+        else:
+            total = product.new_zeros(rows.count, product.shape[-1]).index_add(0, rows.index, product)
+        if self.owner is None:
+            total = total.reshape(total.shape[0], self.units, -1).sum(-1)
+        else:
+            owner = self.owner.to(total.device)
+            total = total.new_zeros(total.shape[0], self.units).index_add(1, owner, total)
         self.gradient = total if self.gradient is None else self.gradient + total
 
 
@@ -40,42 +67,77 @@ class _Watch(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, tap: Tap) -> Tensor:
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, tap: Tap, rows: Rows | None) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.tap = tap
+        ctx.tap, ctx.rows = tap, rows
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        ctx.tap.collect(x, gradients[0])
-        return (gradients[0] if ctx.needs_input_grad[0] else None), None, None
+        ctx.tap.collect(x, gradients[0], ctx.rows)
+        return (gradients[0] if ctx.needs_input_grad[0] else None), None, None, None
 
 
 class Gate(nn.Module):
-    """A gate over `units` units that lie side by side on the last axis, each `width` entries wide.
+    """A gate over the entries of the last axis, which belong to units.
 
-    Untouched it returns its input object. With a mask, switched-off units are zero. With a tap, the backward
-    pass leaves per-row gate gradients in it. It owns no parameter and never appears in a checkpoint.
+    Untouched it returns its input object. With a mask, switched-off units are zero. With a probe, it shows its input
+    to it. With a tap, the backward pass leaves per-row gate gradients in it. It owns no parameter and never appears in
+    a checkpoint.
+
+    Args:
+        units: number of units U.
+        width: entries of each unit, side by side. Ignored with `owner`.
+        owner: `[E]` int64, the unit of each entry, where units are not equally wide or not side by side.
     """
 
-    def __init__(self, units: int, width: int = 1) -> None:
+    def __init__(self, units: int, width: int = 1, owner: Tensor | None = None) -> None:
         super().__init__()
         self.units = units
         self.width = width
+        self.owner = owner
         self.mask: Tensor | None = None
         self.tap: Tap | None = None
+        self.probe: Probe | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, ..., units * width]` in and out."""
+    @property
+    def used(self) -> bool:
+        """Whether the gate does anything at present."""
+        return self.mask is not None or self.tap is not None or self.probe is not None
+
+    @property
+    def owners(self) -> Tensor:
+        """The unit of each entry, `[E]`."""
+        return (
+            torch.arange(self.units, device="cpu").repeat_interleave(self.width) if self.owner is None else self.owner
+        )
+
+    def new_tap(self) -> Tap:
+        """A tap that fits the gate."""
+        return Tap(self.units, self.owner)
+
+    def twin(self) -> Gate:
+        """A gate of the same sizes, not in use."""
+        return Gate(self.units, self.width, self.owner)
+
+    def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
+        """`[B, ..., E]` in and out; `[n, E]` with `rows` where tokens of all rows come together."""
         if self.mask is not None:
-            x = x * self.mask.to(device=x.device, dtype=x.dtype).repeat_interleave(self.width)
+            mask = self.mask.to(device=x.device, dtype=x.dtype)
+            x = x * (mask.repeat_interleave(self.width) if self.owner is None else mask[self.owner.to(x.device)])
+        return self.watched(x, rows)
+
+    def watched(self, x: Tensor, rows: Rows | None = None) -> Tensor:
+        """As `forward`, for blocks that apply the mask elsewhere."""
+        if self.probe is not None:
+            self.probe(x, rows)
         if self.tap is not None:
             anchor = torch.zeros((), device=x.device, requires_grad=True)
-            x = _Watch.apply(x, anchor, self.tap)  # type: ignore[no-untyped-call]
+            x = _Watch.apply(x, anchor, self.tap, rows)  # type: ignore[no-untyped-call]
         return x
 
     def extra_repr(self) -> str:
         """Sizes, and whether the gate is in use."""
-        used = [name for name, value in (("masked", self.mask), ("tapped", self.tap)) if value is not None]
-        return ", ".join([f"units={self.units}", f"width={self.width}", *used])
+        named = (("masked", self.mask), ("tapped", self.tap), ("probed", self.probe))
+        return ", ".join([f"units={self.units}", f"width={self.width}", *(n for n, v in named if v is not None)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -11,39 +11,100 @@ import torch
 from torch import Tensor, nn
 
 from tsprune.blocks.gate import Gate
+from tsprune.blocks.kinds import KINDS as KINDS
 from tsprune.errors import TspruneError
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
+class Part:
+    """Rows or columns of one weight that belong to the units of a group.
+
+    Args:
+        layer: a linear map, or the table of relative biases.
+        axis: 0 for rows of the weight (outputs, with their bias), 1 for columns (inputs).
+        owner: `[rows or columns]` int64, the unit of each; -1 where it belongs to none.
+    """
+
+    layer: nn.Module
+    axis: int
+    owner: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, `[out, in]`."""
+        found: Tensor = self.layer.weight
+        return found
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias that goes with the rows; None for columns or without one."""
+        return None if self.axis == 1 else getattr(self.layer, "bias", None)
+
+    def sum_by_unit(self, values: Tensor, units: int) -> Tensor:
+        """Sums of `values`, one for each row or column, over the entries of each unit: `[U]`, float64."""
+        owner = self.owner.to(values.device)
+        own = owner >= 0
+        total = torch.zeros(units, dtype=torch.float64, device=values.device)
+        return total.index_add(0, owner[own], values[own].double())
+
+
+@dataclass(frozen=True, eq=False)
 class UnitGroup:
-    """Equal units of one block that can be removed one by one.
+    """Units of one block that can be removed one by one.
 
     Args:
         name: `<module path>/<kind>`, unique in a model.
-        kind: `head`, `ffn_channel`, `attention`, `ffn` or `layer`.
+        kind: one of `KINDS`.
         units: how many there are, U.
-        parameters: parameters that leave the model with one unit.
-        flops_per_token: floating point operations one unit costs per token in its linear maps (2 per weight);
-            the attention map, which grows with the square of the length, is not part of it.
         floor: how few units may stay.
         gates: the gates that mask the group. One gate of U units, or, for a whole branch or layer (U = 1),
             one or several gates that are switched together and whose gradients add up.
+        parts: what of the block's weights belongs to the units.
     """
 
     name: str
     kind: str
     units: int
-    parameters: int
-    flops_per_token: int
     floor: int
     gates: tuple[Gate, ...]
+    parts: tuple[Part, ...]
 
     @property
     def path(self) -> str:
         """Path of the block inside the model."""
         return self.name.rsplit("/", 1)[0]
+
+    @property
+    def costs(self) -> Tensor:
+        """Parameters that leave the model with each unit alone: `[U]`, int64."""
+        total = torch.zeros(self.units, dtype=torch.float64, device="cpu")
+        for part in self.parts:
+            entries = part.weight.shape[part.axis]
+            across = part.weight.numel() // max(1, entries) + (part.bias is not None)
+            total += part.sum_by_unit(torch.full((entries,), float(across), device="cpu"), self.units)
+        return total.long()
+
+    @property
+    def parameters(self) -> int:
+        """Parameters that leave the model with one unit; the mean, rounded down, where units differ."""
+        return int(self.costs.sum()) // self.units
+
+    @property
+    def flops_per_token(self) -> int:
+        """Floating point operations one unit costs per token in its linear maps (2 per weight), as a mean.
+
+        The attention map, which grows with the square of the length, is not part of it.
+        """
+        weights = 0.0
+        for part in self.parts:
+            if isinstance(part.layer, nn.Linear):
+                entries = torch.full(
+                    (part.weight.shape[part.axis],), float(part.weight.shape[1 - part.axis]), device="cpu"
+                )
+                weights += float(part.sum_by_unit(entries, self.units).sum())
+        return 2 * int(weights) // self.units
 
     def set_mask(self, keep: Tensor | None) -> None:
         """Switch units off: `keep` is bool `[U]`; None removes the mask."""
@@ -67,14 +128,44 @@ class Block(nn.Module):
         """The groups of this block itself, not of the blocks inside it."""
         raise TspruneError(f"{type(self).__name__} at {path} does not say which units it has")
 
+    def settled(self, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        """What of every kind is left once units that only serve units that go have gone too.
+
+        Args:
+            kept: units that stay by kind, in the block's own numbers; a kind that is not named stays whole.
+
+        Returns:
+            The same for all kinds that the block has, sorted.
+        """
+        groups = {group.name.removeprefix("/"): group.units for group in self.unit_groups("")}
+        if unknown := [kind for kind in kept if kind not in groups]:
+            raise TspruneError(f"{type(self).__name__} has no units of kind {unknown[0]!r}")
+        return {
+            kind: check_kept(kept[kind], units, kind) if kind in kept else list(range(units))
+            for kind, units in groups.items()
+        }
+
+    def cut(self, kept: Mapping[str, Sequence[int]], indexed: Collection[str] = ()) -> Block:
+        """A smaller copy with the units of every kind that stay, in their old order; see `settled`.
+
+        Args:
+            kept: units that stay by kind; a kind that is not named stays whole.
+            indexed: groups of channels on the residual width that are cut by an index instead of zeroed in place.
+        """
+        raise TspruneError(f"{type(self).__name__} has no units of kind {next(iter(kept), '')!r}")
+
     def keep(self, kind: str, kept: Sequence[int]) -> Block:
         """A smaller copy of the block that has only the `kept` units of `kind`, in their old order."""
-        raise TspruneError(f"{type(self).__name__} has no units of kind {kind!r}")
+        return self.cut({kind: kept})
 
     @property
     def output(self) -> nn.Linear | None:
         """The linear map behind the gate, whose input columns belong to the units; None if there is none."""
         return None
+
+    def output_entries(self, kept: Mapping[str, Sequence[int]]) -> Tensor:
+        """Indices of the input columns of `output` that stay, when the given units do (by kind, all others whole)."""
+        raise TspruneError(f"{type(self).__name__} has no output map")
 
     def shell(self) -> Self:
         """A copy with dictionaries of its own: parts can be replaced without touching the original."""
@@ -101,28 +192,14 @@ def check_kept(kept: Sequence[int], units: int, what: str) -> list[int]:
     return wanted
 
 
+def check_floor(group: UnitGroup, kept: list[int]) -> list[int]:
+    """The same units, or an error when they are fewer than the group's floor."""
+    if len(kept) < group.floor:
+        raise TspruneError(f"{group.name}: {len(kept)} units would stay, at least {group.floor} are needed")
+    return kept
+
+
 def spread(kept: Sequence[int], width: int) -> Tensor:
     """Entry indices of units that are each `width` entries wide."""
-    starts = torch.tensor(list(kept), dtype=torch.long) * width
-    return (starts[:, None] + torch.arange(width)).reshape(-1)
-
-
-def cut_linear(layer: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> nn.Linear:
-    """A new linear map with the given output rows and input columns (None keeps all)."""
-    weight = layer.weight.detach()
-    bias = None if layer.bias is None else layer.bias.detach()
-    if rows is not None:
-        rows = rows.to(weight.device)
-        weight = weight.index_select(0, rows)
-        bias = None if bias is None else bias.index_select(0, rows)
-    if columns is not None:
-        weight = weight.index_select(1, columns.to(weight.device))
-    if rows is None and columns is None:
-        weight = weight.clone()
-    # A shell rather than a new map: a constructor would initialise weights, from the global random state.
-    smaller = shell(layer)
-    smaller.out_features, smaller.in_features = weight.shape
-    smaller.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-    if bias is not None:
-        smaller.bias = nn.Parameter(bias.clone() if rows is None else bias, requires_grad=layer.bias.requires_grad)
-    return smaller
+    starts = torch.tensor(list(kept), dtype=torch.long, device="cpu") * width
+    return (starts[:, None] + torch.arange(width, device="cpu")).reshape(-1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tsprune.blocks.gate import Gate
-from tsprune.blocks.units import Block, UnitGroup, check_kept
+from tsprune.blocks.units import Block, UnitGroup, check_floor, check_kept
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 
@@ -41,7 +41,9 @@ class Forecaster(nn.Module):
         levels: quantile levels Q of its output.
         native_horizon: steps it forecasts in one pass; longer horizons are rolled out.
         context_length: steps of context it uses at most; older ones are cut.
-        kept: what stays of the model that the config describes, by group name; empty for an unpruned model.
+        kept: what stays of the model that the config describes, by group name, units that go along with others
+            included; empty for an unpruned model.
+        indexed: groups of channels on the residual width that were cut by an index, see `Plan`.
         notes: what was done to the model on the way in and that its user should know, one line each.
     """
 
@@ -57,6 +59,7 @@ class Forecaster(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.kept: dict[str, tuple[int, ...]] = {}
+        self.indexed: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
 
     @classmethod
@@ -149,6 +152,13 @@ class Forecaster(nn.Module):
         ]
         return {group.name: group for group in groups}
 
+    def essential(self) -> list[list[str]]:
+        """Sets of paths of attentions, of each of which at least one must keep a head.
+
+        Such as all cross-attentions of a decoder: they are its only way to see the context.
+        """
+        return []
+
     @contextmanager
     def masked(self, kept: Kept) -> Iterator[Self]:
         """Switch off every unit that is not kept, for the duration of the block."""
@@ -159,7 +169,7 @@ class Forecaster(nn.Module):
                 raise unknown_group(name, groups)
             group = groups[name]
             stays = torch.zeros(group.units)
-            stays[check_kept(units, group.units, name)] = 1.0
+            stays[check_floor(group, check_kept(units, group.units, name))] = 1.0
             for gate in group.gates:
                 gates[gate] = gates.get(gate, torch.ones(gate.units)) * stays
         before = {gate: gate.mask for gate in gates}

@@ -22,7 +22,7 @@ from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster
 from tsprune.models._fresh import without_memory
 from tsprune.plan import Plan, PlanGroup
-from tsprune.slimming import slim
+from tsprune.slimming import minimal, slim
 from tsprune.stages import write_text
 from tsprune.training_state import write_tensors
 
@@ -130,9 +130,12 @@ def whole_plan(model: Forecaster, plan: Plan | None) -> Plan:
     with without_memory():
         before = type(model).from_config(model.config)
     groups = before.unit_groups()
-    kept = {name: PlanGroup(groups[name].kind, groups[name].units, units) for name, units in model.kept.items()}
+    chosen = minimal(before, model.kept, () if plan is None else plan.groups)
+    kept = {name: PlanGroup(groups[name].kind, groups[name].units, units) for name, units in chosen.items()}
     # Groups that the plan lists as whole are kept in it: they do no harm and were reviewed.
-    listed = {} if plan is None else {n: g for n, g in plan.groups.items() if n in groups and n not in kept}
+    # What was planned for a block that is gone altogether is moot.
+    left = model.unit_groups()
+    listed = {} if plan is None else {n: g for n, g in plan.groups.items() if n in groups and n in left and n not in kept}
     for name, group in listed.items():
         if len(group.kept) != groups[name].units:
             raise TspruneError(
@@ -145,6 +148,7 @@ def whole_plan(model: Forecaster, plan: Plan | None) -> Plan:
     return Plan(
         facts.base_model, facts.base_fingerprint, model.family, facts.score, facts.schedule,
         facts.data_fingerprint, facts.seed, sizes, facts.flops, ordered,
+        tuple(name for name in model.indexed if name in ordered),
     )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from tsprune.blocks.attention import AcrossSeriesAttention, Attention, Groups
+from tsprune.blocks.across import AcrossSeriesAttention, Groups
+from tsprune.blocks.attention import Attention
 from tsprune.blocks.branch import Branch, Layer
 from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.norms import RMSNorm
@@ -66,8 +67,8 @@ class Encoder(nn.Module):
                 "config.json: the activation is gated; family chronos2 has only plain feed-forward networks"
             )
 
-        def attention(kind: type[Attention]) -> Branch:
-            inner = kind(width, heads, self.head_width, scale=1.0, dropout=dropout)
+        def attention(kind: type[Attention], rotary: bool) -> Branch:
+            inner = kind(width, heads, self.head_width, rotary=rotary, scale=1.0, dropout=dropout)
             return Branch("self_attention", inner, RMSNorm(width, eps), width, dropout)
 
         def feed_forward() -> Branch:
@@ -75,7 +76,7 @@ class Encoder(nn.Module):
             return Branch("mlp", inner, RMSNorm(width, eps), width, dropout)
 
         self.block = nn.ModuleList(
-            EncoderLayer([attention(Attention), attention(AcrossSeriesAttention), feed_forward()])
+            EncoderLayer([attention(Attention, True), attention(AcrossSeriesAttention, False), feed_forward()])
             for _ in range(entry(config, "num_layers", int, family))
         )
         self.final_layer_norm = RMSNorm(width, eps)

@@ -8,7 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from tsprune.blocks.attention import Attention, SingleStepAttention
+from tsprune.blocks.across import SingleStepAttention
+from tsprune.blocks.attention import Attention
 from tsprune.blocks.branch import Branch, Layer
 from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.norms import RMSNorm
@@ -165,6 +166,10 @@ class ChronosBolt(Forecaster):
             width, hidden, len(self.levels) * self.native_horizon, act=act, dropout=parts.dropout
         )
         fresh_weights(self, parts.head_width, layers)
+
+    def essential(self) -> list[list[str]]:
+        """The cross-attentions: without any, the decoder would not see the context."""
+        return [[f"decoder.block.{number}.layer.1.EncDecAttention" for number in range(len(self.decoder.block))]]
 
     @classmethod
     def recognises(cls, config: Mapping[str, Any]) -> bool:

@@ -1,0 +1,127 @@
+"""A mixture of experts whose experts can be removed, down to as many as every token is sent to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tsprune.blocks.feedforward import FeedForward
+from tsprune.blocks.gate import Gate, Rows
+from tsprune.blocks.units import Block, Part, UnitGroup
+from tsprune.errors import TspruneError
+
+
+class MixtureOfExperts(Block):
+    """Each token is worked on by the `top_k` experts that a router likes best.
+
+    A removed expert loses its row of the router: the softmax runs over those that stay, and other experts take its
+    tokens. Masking does the same (its logit is minus infinity), so a masked and a slim mixture are one function. The
+    gate gradient is that of the combine weights. Experts keep their names when others go.
+
+    Args:
+        width: residual width D.
+        experts: feed-forward blocks E.
+        top_k: experts per token k.
+        normalise: whether the k combine weights are scaled to sum to 1; else they are shares of the full softmax.
+        shared: an expert that works on every token, or None.
+        shared_gate: whether a sigmoid of a linear map of the token weighs the shared expert.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        experts: Sequence[FeedForward],
+        top_k: int,
+        *,
+        normalise: bool = False,
+        shared: FeedForward | None = None,
+        shared_gate: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 1 <= top_k <= len(experts):
+            raise TspruneError(f"{top_k} experts per token do not fit {len(experts)} experts")
+        self.top_k = top_k
+        self.normalise = normalise
+        self.gate = nn.Linear(width, len(experts), bias=False)
+        self.experts = nn.ModuleDict({str(number): expert for number, expert in enumerate(experts)})
+        self.shared_expert = shared
+        self.shared_expert_gate = nn.Linear(width, 1, bias=False) if shared is not None and shared_gate else None
+        self.expert_gate = Gate(len(experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, T, D]` in and out."""
+        weights, chosen = self.route(x)
+        flat, rows = x.flatten(0, 1), torch.arange(x.shape[0], device=x.device).repeat_interleave(x.shape[1])
+        out = torch.zeros_like(flat)
+        # Tokens sorted by expert: each expert runs once, on its own tokens, and empty ones not at all.
+        order = torch.argsort(chosen.flatten(), stable=True)
+        counts = torch.bincount(chosen.flatten(), minlength=len(self.experts)).tolist()
+        tokens = order // self.top_k
+        picked = weights.flatten(0, 1).gather(1, chosen.flatten(0, 1)).flatten()[order]
+        start = 0
+        for expert, count in zip(self.experts.values(), counts, strict=True):
+            if count:
+                own = tokens[start : start + count]
+                done = expert(flat[own], Rows(rows[own], x.shape[0]))
+                out = out.index_add(0, own, done * picked[start : start + count, None].to(done.dtype))
+            start += count
+        out = out.view_as(x)
+        if self.shared_expert is not None:
+            always = self.shared_expert(x)
+            if self.shared_expert_gate is not None:
+                always = torch.sigmoid(self.shared_expert_gate(x)) * always
+            out = out + always
+        return out
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Combine weights `[B, T, E]`, 0 where a token is not sent, and the experts of each token `[B, T, k]`."""
+        logits = self.gate(x)
+        if (mask := self.expert_gate.mask) is not None:
+            logits = logits.masked_fill(mask.to(logits.device) == 0, float("-inf"))
+        shares = logits.float().softmax(-1) if logits.dtype != torch.float64 else logits.softmax(-1)
+        best, chosen = shares.topk(self.top_k, dim=-1)
+        if self.normalise:
+            best = best / best.sum(-1, keepdim=True)
+        weights = torch.zeros_like(shares).scatter(-1, chosen, best)
+        return self.expert_gate.watched(weights), chosen
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is left that it could contribute."""
+        inner = [*self.experts.values(), *([] if self.shared_expert is None else [self.shared_expert])]
+        return all(isinstance(expert, FeedForward) and expert.silent for expert in inner)
+
+    def unit_groups(self, path: str) -> list[UnitGroup]:
+        """The experts; their hidden channels are groups of the experts' own."""
+        parts = [Part(self.gate, 0, torch.arange(len(self.experts), device="cpu"))]
+        for number, expert in enumerate(self.experts.values()):
+            for module in expert.modules():
+                if isinstance(module, nn.Linear) and module.weight.numel():
+                    parts.append(Part(module, 0, torch.full((module.out_features,), number, device="cpu")))
+        return [UnitGroup(f"{path}/expert", "expert", len(self.experts), self.top_k, (self.expert_gate,), tuple(parts))]
+
+    def settled(self, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        """As given; fewer experts than every token is sent to are an error."""
+        chosen = super().settled(kept)
+        if len(chosen["expert"]) < self.top_k:
+            raise TspruneError(
+                f"{len(chosen['expert'])} experts would stay, every token is sent to {self.top_k}; keep at least that many"
+            )
+        return chosen
+
+    def cut(self, kept: Mapping[str, Sequence[int]], indexed: Collection[str] = ()) -> MixtureOfExperts:
+        """A copy with the experts that stay, under their old names."""
+        stay = self.settled(kept)["expert"]
+        names = list(self.experts)
+        smaller = self.shell()
+        smaller.experts = nn.ModuleDict({names[number]: self.experts[names[number]] for number in stay})
+        weight = self.gate.weight.detach()
+        router = nn.Linear(1, 1, bias=False, device="meta")
+        router.in_features, router.out_features = weight.shape[1], len(stay)
+        rows = weight.index_select(0, torch.tensor(stay, dtype=torch.long, device=weight.device))
+        router.weight = nn.Parameter(rows, requires_grad=self.gate.weight.requires_grad)
+        smaller.gate = router
+        smaller.expert_gate = Gate(len(stay))
+        return smaller

@@ -1,0 +1,154 @@
+"""What leaves an attention with a unit, and the attention without it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tsprune.blocks.units import shell
+
+if TYPE_CHECKING:
+    from tsprune.blocks.attention import Attention
+
+Alive = dict[str, Tensor]
+
+
+def settle_attention(attention: Attention, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Close a choice of units: what only serves units that go, goes too.
+
+    A head goes with its key/value group, and when none of its value entries reaches the output. A group goes with its
+    last head or value entry. A pair goes when both members are gone from the keys, or from the queries of all its
+    heads; without pairs a head weighs all keys alike, so it stays.
+
+    Args:
+        attention: gives the shape, and the channels that are zeroed already.
+        kept: units that stay, for every kind the attention has.
+
+    Returns:
+        The same for every kind, closed.
+    """
+    shape = attention.shape
+    if not shape.heads:
+        return {kind: list(units) for kind, units in kept.items()}
+    sizes = {
+        "head": shape.heads,
+        "kv_group": shape.kv_heads,
+        "qk_pair": len(shape.kv_of_pair),
+        "value_dim": len(shape.kv_of_value),
+    }
+    alive = {kind: _mask(kept.get(kind), size) for kind, size in sizes.items()}
+    for name in ("q", "k", "v", "o"):
+        for kind in ("in_channel", "out_channel"):
+            known = getattr(attention, name).alive(kind)
+            alive[f".{name}/{kind}"] = known & _mask(kept.get(f".{name}/{kind}"), len(known))
+    kv = torch.tensor(shape.kv_of_head, dtype=torch.long, device="cpu")
+    before = -1
+    while before != (before := sum(int(units.sum()) for units in alive.values())):
+        _close_values(attention, alive, kv)
+        _close_pairs(attention, alive, kv)
+    return {kind: alive[kind].nonzero().flatten().tolist() for kind in kept}
+
+
+def _close_values(attention: Attention, alive: Alive, kv: Tensor) -> None:
+    """Value entries, output columns, heads and groups that can no longer contribute."""
+    shape = attention.shape
+    columns = alive[".o/in_channel"] & alive["head"][shape.head_of_column] & alive["value_dim"][shape.value_of_column]
+    alive["value_dim"] &= _any(columns, shape.value_of_column, len(alive["value_dim"]))
+    alive["value_dim"] &= alive[".v/out_channel"] & alive["kv_group"][shape.kv_of_value]
+    columns &= alive["value_dim"][shape.value_of_column]
+    alive["head"] &= _any(columns, shape.head_of_column, shape.heads) & alive["kv_group"][kv]
+    alive["kv_group"] &= _any(alive["head"], kv, shape.kv_heads)
+    alive[".o/in_channel"] = columns & alive["head"][shape.head_of_column]
+    alive[".v/out_channel"] = alive["value_dim"].clone()
+
+
+def _close_pairs(attention: Attention, alive: Alive, kv: Tensor) -> None:
+    """Query/key pairs that no longer reach any logit."""
+    shape, count = attention.shape, len(alive["qk_pair"])
+    queries = alive[".q/out_channel"] & alive["head"][shape.head_of_q]
+    alive["qk_pair"] &= _any(alive[".k/out_channel"], shape.pair_of_k, count) & _any(queries, shape.pair_of_q, count)
+    alive["qk_pair"] &= alive["kv_group"][shape.kv_of_pair]
+    alive[".q/out_channel"] = queries & alive["qk_pair"][shape.pair_of_q]
+    alive[".k/out_channel"] &= alive["qk_pair"][shape.pair_of_k]
+
+
+def cut_attention(attention: Attention, kept: Mapping[str, Sequence[int]], indexed: Collection[str]) -> Attention:
+    """A copy with the units that stay.
+
+    Args:
+        attention: left as it is.
+        kept: a closed choice, see `settle_attention`.
+        indexed: channel groups of the residual width (such as `.q/in_channel`) that are cut by an index; the others
+            are zeroed in place.
+    """
+    shape = attention.shape
+    if not shape.heads:
+        return attention
+    heads = _mask(kept["head"], shape.heads)
+    pairs = _mask(kept.get("qk_pair", []), len(shape.kv_of_pair))
+    values = _mask(kept.get("value_dim", []), len(shape.kv_of_value))
+    kv = torch.tensor(shape.kv_of_head, dtype=torch.long, device="cpu")
+    groups = _any(heads, kv, shape.kv_heads)
+    rows = {
+        "q": heads[shape.head_of_q] & pairs[shape.pair_of_q],
+        "k": groups[shape.kv_of_pair][shape.pair_of_k] & pairs[shape.pair_of_k],
+        "v": groups[shape.kv_of_value] & values,
+    }
+    columns = heads[shape.head_of_column] & values[shape.value_of_column]
+    smaller = attention.shell()
+    for name, stay in rows.items():
+        layer = getattr(attention, name)
+        live = _mask(kept.get(f".{name}/in_channel"), layer.in_features)
+        reading = f".{name}/in_channel" in indexed
+        cut = layer.shrunk(
+            _index(stay),
+            _index(live) if reading else None,
+            live_rows=_mask(kept.get(f".{name}/out_channel"), layer.out_features),
+            live_columns=live,
+            reading=reading,
+        )
+        setattr(smaller, name, cut)
+    live = _mask(kept.get(".o/out_channel"), attention.o.out_features)
+    writing = ".o/out_channel" in indexed
+    smaller.o = attention.o.shrunk(
+        _index(live) if writing else None,
+        _index(columns),
+        live_rows=live,
+        live_columns=_mask(kept.get(".o/in_channel"), attention.o.in_features),
+        writing=writing,
+    )
+    smaller.shape = shape.kept(heads, pairs, values)
+    if attention.has_table:
+        smaller.relative_attention_bias = _cut_table(attention.relative_attention_bias, heads)
+    smaller.make_gates()
+    return smaller
+
+
+def _cut_table(table: nn.Embedding, heads: Tensor) -> nn.Embedding:
+    smaller = shell(table)
+    smaller.embedding_dim = int(heads.sum())
+    weight = table.weight.detach()
+    columns = weight.index_select(1, _index(heads).to(weight.device))
+    smaller.weight = nn.Parameter(columns, requires_grad=table.weight.requires_grad)
+    return smaller
+
+
+def _mask(units: Sequence[int] | None, size: int) -> Tensor:
+    """bool `[size]`; None stands for all."""
+    if units is None:
+        return torch.ones(size, dtype=torch.bool, device="cpu")
+    found = torch.zeros(size, dtype=torch.bool, device="cpu")
+    found[list(units)] = True
+    return found
+
+
+def _index(stay: Tensor) -> Tensor:
+    return stay.nonzero().flatten()
+
+
+def _any(entries: Tensor, owner: Tensor, size: int) -> Tensor:
+    """For each owner, whether any of its entries is set."""
+    return torch.zeros(size, dtype=torch.long, device="cpu").index_add(0, owner, entries.long()) > 0

@@ -1,0 +1,195 @@
+"""Which rows and columns of an attention's maps belong to which head, pair and value entry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """Sizes of an attention in which every key and value head may have widths of its own.
+
+    Rows of the query map lie head by head, those of the key and value maps key/value head by key/value head. Inside a
+    head, queries and keys have the first members of all pairs, then the second members.
+
+    Args:
+        kv_of_head: for each query head the key/value head it reads; H entries.
+        pairs: for each key/value head the numbers of the query/key pairs it has left, as the rotary table counts.
+        values: for each key/value head the number of value entries it has left.
+        members: entries of one pair: 2 where rotary positions turn them together, else 1.
+    """
+
+    kv_of_head: tuple[int, ...]
+    pairs: tuple[tuple[int, ...], ...]
+    values: tuple[int, ...]
+    members: int
+
+    @classmethod
+    def full(cls, heads: int, kv_heads: int, width: int, value_width: int, members: int) -> HeadShape:
+        """The shape before any cut: heads share key/value heads in equal runs."""
+        share = heads // kv_heads if kv_heads else 1
+        return cls(
+            tuple(head // share for head in range(heads)),
+            tuple(tuple(range(width // members)) for _ in range(kv_heads)),
+            (value_width,) * kv_heads,
+            members,
+        )
+
+    @property
+    def heads(self) -> int:
+        """Query heads H."""
+        return len(self.kv_of_head)
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads G."""
+        return len(self.pairs)
+
+    @cached_property
+    def head_of_q(self) -> Tensor:
+        """Query head of each query row."""
+        return _repeat(range(self.heads), [self._width(g) for g in self.kv_of_head])
+
+    @cached_property
+    def pair_of_q(self) -> Tensor:
+        """Pair of each query row; pairs are counted over all key/value heads."""
+        return _joined([self._pair_rows(g) for g in self.kv_of_head])
+
+    @cached_property
+    def pair_of_k(self) -> Tensor:
+        """Pair of each key row."""
+        return _joined([self._pair_rows(g) for g in range(self.kv_heads)])
+
+    @cached_property
+    def kv_of_pair(self) -> Tensor:
+        """Key/value head of each pair."""
+        return _repeat(range(self.kv_heads), [len(pairs) for pairs in self.pairs])
+
+    @cached_property
+    def kv_of_value(self) -> Tensor:
+        """Key/value head of each value row."""
+        return _repeat(range(self.kv_heads), self.values)
+
+    @cached_property
+    def head_of_column(self) -> Tensor:
+        """Query head of each column of the output map."""
+        return _repeat(range(self.heads), [self.values[g] for g in self.kv_of_head])
+
+    @cached_property
+    def value_of_column(self) -> Tensor:
+        """Value row that each column of the output map reads, through its head."""
+        starts = _starts(self.values)
+        return _joined([torch.arange(self.values[g], device="cpu") + starts[g] for g in self.kv_of_head])
+
+    @cached_property
+    def kv_index(self) -> Tensor | None:
+        """Key/value head of each query head, `[H]`; None where each has its own."""
+        own = self.kv_of_head == tuple(range(self.kv_heads))
+        return None if own else torch.tensor(self.kv_of_head, dtype=torch.long, device="cpu")
+
+    @property
+    def pair_width(self) -> int:
+        """Entries of the widest query or key head."""
+        return max((self._width(g) for g in range(self.kv_heads)), default=0)
+
+    @property
+    def value_width(self) -> int:
+        """Entries of the widest value head."""
+        return max(self.values, default=0)
+
+    @cached_property
+    def padded_q(self) -> Tensor | None:
+        """Where each entry of equally wide query heads comes from, one past the last for padding; None as they are."""
+        return self._padded_pairs(self.kv_of_head)
+
+    @cached_property
+    def padded_k(self) -> Tensor | None:
+        """The same for key heads."""
+        return self._padded_pairs(range(self.kv_heads))
+
+    @cached_property
+    def padded_v(self) -> Tensor | None:
+        """The same for value heads."""
+        return _padded([(width,) for width in self.values], (self.value_width,))
+
+    @cached_property
+    def joined(self) -> Tensor | None:
+        """Entries of equally wide head outputs that exist, in the order of the output map's columns; None for all."""
+        wide = self.value_width
+        if all(width == wide for width in self.values):
+            return None
+        return _joined(
+            [torch.arange(self.values[g], device="cpu") + head * wide for head, g in enumerate(self.kv_of_head)]
+        )
+
+    def turned(self, full_pairs: int, heads: Sequence[int]) -> Tensor | None:
+        """Columns of a rotary table for padded heads, `[heads, width]`; None where every pair is there.
+
+        Args:
+            full_pairs: pairs that the table has.
+            heads: the key/value head of each wanted head.
+        """
+        if all(pairs == tuple(range(full_pairs)) for pairs in self.pairs):
+            return None
+        most = self.pair_width // self.members
+        rows = []
+        for g in heads:
+            columns = [*self.pairs[g], *([0] * (most - len(self.pairs[g])))]
+            rows.append([column + member * full_pairs for member in range(self.members) for column in columns])
+        return torch.tensor(rows, dtype=torch.long, device="cpu")
+
+    def kept(self, heads: Tensor, pairs: Tensor, values: Tensor) -> HeadShape:
+        """The shape with only the given heads, pairs and value entries (bool masks); empty key/value heads go."""
+        stay = sorted({self.kv_of_head[h] for h in heads.nonzero().flatten().tolist()})
+        place = {g: number for number, g in enumerate(stay)}
+        pair_starts, value_starts = _starts([len(p) for p in self.pairs]), _starts(self.values)
+        return HeadShape(
+            tuple(place[self.kv_of_head[h]] for h in heads.nonzero().flatten().tolist()),
+            tuple(
+                tuple(p for number, p in enumerate(self.pairs[g]) if bool(pairs[pair_starts[g] + number])) for g in stay
+            ),
+            tuple(int(values[value_starts[g] : value_starts[g] + self.values[g]].sum()) for g in stay),
+            self.members,
+        )
+
+    def _width(self, g: int) -> int:
+        return self.members * len(self.pairs[g])
+
+    def _pair_rows(self, g: int) -> Tensor:
+        start = _starts([len(pairs) for pairs in self.pairs])[g]
+        return (torch.arange(len(self.pairs[g]), device="cpu") + start).repeat(self.members)
+
+    def _padded_pairs(self, heads: Sequence[int]) -> Tensor | None:
+        counts = [(len(self.pairs[g]),) * self.members for g in heads]
+        return _padded(counts, (self.pair_width // self.members,) * self.members)
+
+
+def _padded(parts: Sequence[tuple[int, ...]], wanted: tuple[int, ...]) -> Tensor | None:
+    """Source of each entry when every run of a head is padded to the wanted length; None where nothing is padded."""
+    if all(part == wanted for part in parts):
+        return None
+    total, start, found = sum(map(sum, parts)), 0, []
+    for part in parts:
+        for length, full in zip(part, wanted, strict=True):
+            found += [*range(start, start + length), *([total] * (full - length))]
+            start += length
+    return torch.tensor(found, dtype=torch.long, device="cpu")
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    return [sum(lengths[:place]) for place in range(len(lengths))]
+
+
+def _repeat(labels: Sequence[int], times: Sequence[int]) -> Tensor:
+    return torch.tensor(list(labels), dtype=torch.long, device="cpu").repeat_interleave(
+        torch.tensor(list(times), dtype=torch.long, device="cpu")
+    )  # fmt: skip
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([torch.zeros(0, dtype=torch.long, device="cpu"), *parts])

@@ -1,0 +1,15 @@
+"""Names of the kinds of units. Imports nothing, so that options can list them."""
+
+KINDS = (
+    "head",
+    "kv_group",
+    "qk_pair",
+    "value_dim",
+    "ffn_channel",
+    "expert",
+    "attention",
+    "ffn",
+    "layer",
+    "in_channel",
+    "out_channel",
+)
