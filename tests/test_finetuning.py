@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.sines import VALIDATION, Counted, Killed, Sines, dying, same, weights
 from tests.tiny import FAMILIES, tiny_config, tiny_model
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
@@ -28,36 +29,8 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 SHORT = FinetuneSettings(steps=6, search_steps=4, learning_rates=(1e-3, 4e-3), batch=6, evaluations=3, patience=9)
 
 
-class Sines:
-    """Windows of noisy sines, numbered."""
-
-    def __len__(self) -> int:
-        return 300
-
-    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        where = torch.as_tensor(np.asarray(indices)).float()[:, None]
-        time = torch.arange(56).float()[None]
-        values = 3 + torch.sin((time + 1.7 * where) * (2 * math.pi / 12)) + 0.05 * torch.sin(7.3 * time * (1 + where))
-        return Batch(values[:, :40], values[:, 40:])
-
-
-VALIDATION = [Sines().batch(range(300, 316)), Sines().batch(range(316, 320))]
-
-
-class Killed(Exception):
-    """Stands for a kill -9."""
-
-
 def tune(model: Forecaster, settings: FinetuneSettings = SHORT, train: Windows | None = None, **more: Any) -> Tuned:
     return finetune(model, Sines() if train is None else train, VALIDATION, settings, **more)
-
-
-def weights(model: Forecaster) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 @every_family
@@ -163,22 +136,6 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(family: st
 # ---- kills
 
 
-class Counted:
-    """Training windows that die when asked for the k-th batch."""
-
-    def __init__(self, dies_at: int) -> None:
-        self.inner, self.asked, self.dies_at = Sines(), 0, dies_at
-
-    def __len__(self) -> int:
-        return len(self.inner)
-
-    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        self.asked += 1
-        if self.asked == self.dies_at:
-            raise Killed
-        return self.inner.batch(indices)
-
-
 @functools.cache
 def uninterrupted(family: str) -> tuple[Tuned, list[tuple[str, int]]]:
     """A whole run with dropout, and where it reported."""
@@ -188,17 +145,6 @@ def uninterrupted(family: str) -> tuple[Tuned, list[tuple[str, int]]]:
     )
     assert tuned.best.best_step > 0
     return tuned, heard
-
-
-def dying(at: int) -> Callable[[str, int, int, float], None]:
-    heard = []
-
-    def report(label: str, step: int, total: int, loss: float) -> None:
-        heard.append(step)
-        if len(heard) == at:
-            raise Killed
-
-    return report
 
 
 @every_family

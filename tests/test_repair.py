@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.tiny import FAMILIES, grouped_batch, tiny_batch, tiny_model
-from tsprune.blocks.units import Block, spread
+from tsprune.blocks.units import Block
 from tsprune.errors import TspruneError
 from tsprune.models import fingerprint
 from tsprune.models._forecaster import Forecaster
@@ -22,6 +22,12 @@ from tsprune.slimming import slim
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 BATCHES = [tiny_batch(6, seed=seed) for seed in range(3)]
+
+
+
+def spread(kept: list[int], width: int) -> torch.Tensor:
+    """Entry indices of units that are each `width` entries wide."""
+    return torch.tensor([unit * width + place for unit in kept for place in range(width)], dtype=torch.long)
 
 
 def activations(model: Forecaster, path: str) -> Tensor:

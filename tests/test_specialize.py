@@ -27,7 +27,7 @@ from tsprune.specializing import Specialist, kept_model
 NAMES = ["seasonal_naive", "zero_shot", "full_finetuning", "random_prune_finetune", "prune_then_finetune"]
 KEYS = {
     "": {"schema", "protocol", "candidates", "chosen", "verdict", "equivalence", "seed", "versions", "timings"}
-    | {"pruning", "search"},
+    | {"pruning", "search", "tuning"},
     "protocol": {"data", "fingerprint", "model", "horizon", "context", "frequency", "season", "split", "windows"}
     | {
         "strides",

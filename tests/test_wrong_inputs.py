@@ -318,12 +318,24 @@ def test_foreign_files_where_the_model_goes_are_refused_early(
     assert "thesis.tex" in found
 
 
-@pytest.mark.parametrize("flags", [["--keep", "0.5"], ["--scores", "scores.json"]])
-def test_scores_without_keep_and_the_reverse_are_refused(
-    flags: list[str], place: Path, capsys: pytest.CaptureFixture[str]
+BUDGETS = {
+    "scores alone": (["--scores", "scores.json"], "--scores needs a budget: --scores FILE --keep 0.6"),
+    "two budgets": (["--keep", "0.5", "--speedup", "2"], "--keep 0.5 and --speedup 2.0 are two budgets"),
+    "slower": (["--speedup", "0.5"], "--speedup 0.5 must be above 1"),
+    "of nothing": (["--keep-of", "flops"], "--keep-of flops says what --keep is a share of"),
+    "of what": (["--keep", "0.5", "--keep-of", "bytes"], "--keep-of 'bytes' is unknown"),
+    "unknown schedule": (["--schedule", "weekly"], "--schedule: 'weekly' is not among the schedules; known: cubic"),
+    "uniform layers": (["--uniform", "--units", "layer"], "--uniform takes the same share of every group"),
+}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_when_a_budget_or_schedule_is_impossible_then_it_is_refused(
+    name: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    flags, says = BUDGETS[name]
     found = refused(["prune", "--model", "chronos2", "--data", "wide.csv", "--horizon", "8", *flags], place, capsys)
-    assert "--scores" in found and "--keep" in found
+    assert says in found
 
 
 SCORES = {

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
+from tsprune.distillation import Distillation
 from tsprune.preparing import Prepared
 from tsprune.progress import Progress
 from tsprune.settings import FinetuneSettings, PruneSettings
 from tsprune.stages import Run, read_json, write_json
+from tsprune.tuning_modes import trainee
 
 CANDIDATES = 3
 SHARE = 0.6
@@ -38,8 +39,8 @@ def fit_minutes(
     inputs = {**ready.identity, "minutes": minutes, "batch": tuning.batch, "rounds": pruning.rounds}
 
     def measure(work: Path) -> None:
-        seconds = _seconds_per_step(ready, tuning.batch)
-        trials = len(tuning.learning_rates) if len(tuning.learning_rates) > 1 and tuning.search_steps else 0
+        seconds = _seconds_per_step(ready, tuning)
+        trials = tuning.searched_rates
         share = tuning.search_steps / tuning.steps
         # Bounded before it is rounded: a budget beyond all measure is no whole number.
         steps = int(min(MOST, max(LEAST, SHARE * minutes * 60 / (CANDIDATES * seconds * (1 + trials * share)))))
@@ -55,15 +56,17 @@ def fit_minutes(
     )
 
 
-def _seconds_per_step(ready: Prepared, count: int) -> float:
-    """Median time of a training step of the dense model on a throw-away copy."""
-    model = copy.deepcopy(ready.model).train()
-    batch = ready.train.batch(list(range(min(count, len(ready.train))))).to(model.device)
+def _seconds_per_step(ready: Prepared, tuning: FinetuneSettings) -> float:
+    """Median time of a training step of the dense model, in the mode that is set, on a throw-away copy."""
+    model = trainee(ready.model, tuning, ready.task.seed).network.train()
+    batch = ready.train.batch(list(range(min(tuning.batch, len(ready.train))))).to(model.device)
+    teacher = Distillation(ready.model, tuning.distill, batch) if tuning.distill else None
     times = []
     for _ in range(4):
         started = time.perf_counter()
         with torch.enable_grad():
-            model.loss(batch).mean().backward()  # type: ignore[no-untyped-call]
+            loss = model.loss(batch) if teacher is None else teacher.loss(model, batch)
+            loss.mean().backward()  # type: ignore[no-untyped-call]
         times.append(time.perf_counter() - started)
     # Optimiser and validation come on top of forward and backward.
     return 1.3 * sorted(times[1:])[1]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import typer
 
-from tsprune import __version__, commands
+from tsprune import __version__, commands, plancommands
 from tsprune.errors import TspruneError
 from tsprune.flags import command
 from tsprune.stages import release
@@ -41,12 +42,24 @@ def _root(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
+    _group(context)
+
+
+def _group(context: typer.Context) -> None:
+    """A group of commands without a command explains itself."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
-for _entry in commands.COMMANDS:
-    app.command(_entry.name)(command(_entry.run, _entry.sections, _entry.positional))
+def _add(group: typer.Typer, entries: Sequence[commands.Command]) -> None:
+    for entry in entries:
+        group.command(entry.name)(command(entry.run, entry.sections, entry.positional))
+
+
+_add(app, commands.COMMANDS)
+_plans = typer.Typer(help=plancommands.HELP, callback=_group, invoke_without_command=True)
+_add(_plans, plancommands.COMMANDS)
+app.add_typer(_plans, name="plan")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from tsprune.errors import TspruneError
 from tsprune.flags import Chosen
 from tsprune.progress import Bar, Progress
 from tsprune.settings import FinetuneSettings, PretrainSettings, PruneSettings, TaskSettings, option
+from tsprune.several import alone, shared
 
 if TYPE_CHECKING:
     from tsprune.preparing import Prepared
@@ -38,8 +39,12 @@ class PruneOutput:
     """Where a pruned model goes, and what it may start from."""
 
     out: str = option("pruned", "Directory for plan.json, rounds.json and model/.")
-    scores: str = option("", "Scores written by 'tsprune score'; prunes in one shot by them instead of round by round.")
-    keep: float = option(0.0, "With --scores: share of the model's parameters that stays.")
+    scores: str = option(
+        "", "Scores written by 'tsprune score'; prunes in one shot by them, to --keep or --speedup, not round by round."
+    )
+    plan: str = option(
+        "", "A plan.json found elsewhere, or a directory that has one; cuts as it says instead of choosing units."
+    )
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,9 @@ class FinetuneOutput:
     """Where a tuned model goes."""
 
     out: str = option("tuned", "Directory for model/ and trials.json.")
+    teacher: str = option(
+        "", "With --distill: the dense model to follow, named as in --model. Default: the model itself, if it is dense."
+    )
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,7 @@ def run_specialize(chosen: Chosen, quiet: bool) -> None:
     from tsprune.specializing import Specialization
     from tsprune.stages import Run
     from tsprune.stagework import check_place, check_pruning
+    from tsprune.tuningwork import check_tuning
 
     progress = Progress(quiet)
     place = chosen.make(RunOutput)
@@ -122,10 +131,12 @@ def run_specialize(chosen: Chosen, quiet: bool) -> None:
         raise TspruneError(f"--minutes {place.minutes} must not be negative")
     tuning, pruning = chosen.make(FinetuneSettings), chosen.make(PruneSettings)
     check_pruning(pruning)
+    check_tuning(tuning)
     out = Path(place.out)
     check_place(out / "model")
     ready = _prepared(chosen, progress, "sizes")
     check_pruning(pruning, ready.model)
+    check_tuning(tuning, ready.model)
     if place.minutes:
         tuning = fit_minutes(place.minutes, ready, pruning, tuning, Run(out), progress)
     done = Specialization(ready, out, pruning, tuning, progress).run()
@@ -163,81 +174,91 @@ def show_results(results: dict[str, Any]) -> None:
 
 def run_score(chosen: Chosen, quiet: bool) -> None:
     """Score every unit of a model on training windows of your series."""
-    from tsprune.registry import find
-    from tsprune.stages import writable_file, write_json
+    from tsprune.scoring import check_score, score_to
+    from tsprune.stages import writable_file
     from tsprune.stagework import adapted, check_pruning
+    from tsprune.tuningwork import refuse_rewind
 
     progress = Progress(quiet)
     settings = chosen.make(PruneSettings)
     check_pruning(settings)
-    module = find("tsprune.scores", settings.score)
+    refuse_rewind(settings)
     out = writable_file(Path(chosen.make(ScoreOutput).out))
+    check_score(settings)
     ready = _prepared(chosen, progress, "sizes" if settings.adapt_steps else "train")
     check_pruning(settings, ready.model)
-    model = adapted(ready, settings, progress)
-    with progress.stage(f"score: {settings.score}", 1) as bar:
-        batches = ready.macro_batch(1, settings.prune_windows)
-        found = module.scores(model, batches, kinds=settings.units, seed=ready.task.seed)
-        bar.advance()
-    groups = ready.model.unit_groups()
-    content = {
-        "schema": 1,
-        "score": settings.score,
-        "base_model": ready.task.model,
-        "base_fingerprint": ready.identity["model"],
-        "data_fingerprint": ready.identity["data"],
-        "seed": ready.task.seed,
-        "adapt_steps": settings.adapt_steps,
-        "windows": min(settings.prune_windows, len(ready.train)),
-        "groups": {name: {"kind": groups[name].kind, "scores": values.tolist()} for name, values in found.items()},
-    }
-    write_json(out, content)
-    lowest = sorted((float(v), name, unit) for name, s in found.items() for unit, v in enumerate(s.tolist()))[:5]
-    print(f"{sum(len(values) for values in found.values())} units in {len(found)} groups scored, written to {out}")
-    print("lowest: " + ", ".join(f"{name} {unit} ({value:.3g})" for value, name, unit in lowest))
+    for line in score_to(ready, adapted(ready, settings, progress), settings, out, progress):
+        print(line)
 
 
 def run_prune(chosen: Chosen, quiet: bool) -> None:
     """Prune a model on your series, round by round with validation, or in one shot by stored scores."""
+    from tsprune.budgetwork import budget_missed
     from tsprune.stagework import adapted, check_place, check_pruning, prune_by_rounds, prune_by_scores
+    from tsprune.tuningwork import refuse_rewind
 
     progress = Progress(quiet)
     place, settings = chosen.make(PruneOutput), chosen.make(PruneSettings)
-    if bool(place.scores) != bool(place.keep):
-        raise TspruneError(
-            "--scores and --keep belong together: --scores FILE --keep 0.6, or neither to let validation decide"
-        )
+    if place.plan:
+        _transfer(chosen, place, settings, progress)
+        return
+    if place.scores and not (settings.keep or settings.speedup):
+        raise TspruneError("--scores needs a budget: --scores FILE --keep 0.6, or --speedup 2")
     check_pruning(settings)
+    refuse_rewind(settings)
     out = Path(place.out)
     check_place(out / "model")
     ready = _prepared(chosen, progress, "train", *(() if place.scores else ("validation",)))
     check_pruning(settings, ready.model)
     if place.scores:
-        plan = prune_by_scores(ready, settings, Path(place.scores), place.keep, out)
+        plan = prune_by_scores(ready, settings, Path(place.scores), out, progress)
     else:
         plan = prune_by_rounds(ready, settings, adapted(ready, settings, progress), out, progress)
     before, after = plan.parameters["before"], plan.parameters["after"]
     print(
         f"{before:,} -> {after:,} parameters ({after / before:.0%}); plan: {out / 'plan.json'}, model: {out / 'model'}"
     )
-    if place.scores and after > place.keep * before:
-        print(
-            f"--keep {place.keep:g} is out of reach: every unit that was scored is gone; score more kinds of units "
-            "with --units"
-        )
+    if missed := budget_missed(out):
+        print(f"{missed} is out of reach: every unit that may go is gone; name more kinds of units with --units")
+
+
+def _transfer(chosen: Chosen, place: PruneOutput, settings: PruneSettings, progress: Progress) -> None:
+    """Prune as a plan from elsewhere says."""
+    from tsprune.plancommands import plan_path
+    from tsprune.stagework import check_place
+    from tsprune.transfer import prune_by_plan, unused
+
+    void = unused(list(chosen.values))
+    path, out = plan_path(place.plan, "--plan"), Path(place.out)
+    check_place(out / "model")
+    ready = _prepared(chosen, progress, "train")
+    if void:
+        progress.say(f"note: the plan decides which units go; without effect: {', '.join(void)}")
+    plan, notes = prune_by_plan(ready, settings, path, out)
+    for note in notes:
+        progress.say(f"note: {note}")
+    before, after = plan.parameters["before"], plan.parameters["after"]
+    print(
+        f"{before:,} -> {after:,} parameters ({after / before:.0%}); plan: {out / 'plan.json'}, model: {out / 'model'}"
+    )
 
 
 def run_finetune(chosen: Chosen, quiet: bool) -> None:
     """Fine-tune a model, dense or pruned, on your series; validation may hand it back untuned."""
     from tsprune.pruning import validation_loss
     from tsprune.stagework import check_place, finetune_to
+    from tsprune.tuningwork import check_tuning, teacher_of
 
     progress = Progress(quiet)
-    settings, out = chosen.make(FinetuneSettings), Path(chosen.make(FinetuneOutput).out)
+    settings, place = chosen.make(FinetuneSettings), chosen.make(FinetuneOutput)
+    out = Path(place.out)
+    check_tuning(settings)
     check_place(out / "model")
     ready = _prepared(chosen, progress, "train", "validation")
+    check_tuning(settings, ready.model)
+    teacher = teacher_of(settings, place.teacher, ready)
     start = validation_loss(ready.model, ready.steering)
-    best, _ = finetune_to(ready, settings, out, progress)
+    best, _ = finetune_to(ready, settings, out, progress, teacher=teacher)
     print(
         f"validation loss {start:.4f} -> {best.validation_loss:.4f} (learning rate {best.learning_rate:g}, step "
         f"{best.best_step}); model: {out / 'model'}"
@@ -359,7 +380,7 @@ class Command:
 
 
 TASK = (TaskSettings, ReadOptions)
-COMMANDS = (
+_ALL = (
     Command("specialize", run_specialize, (TaskSettings, RunOutput, PruneSettings, FinetuneSettings, ReadOptions)),
     Command("score", run_score, (TaskSettings, ScoreOutput, PruneSettings, ReadOptions)),
     Command("prune", run_prune, (TaskSettings, PruneOutput, PruneSettings, ReadOptions)),
@@ -367,4 +388,8 @@ COMMANDS = (
     Command("evaluate", run_evaluate, (TaskSettings, EvaluateOutput, ReadOptions)),
     Command("predict", run_predict, (PredictSettings, ReadOptions), "model"),
     Command("pretrain", run_pretrain, (PretrainOutput, PretrainSettings)),
+)
+COMMANDS: tuple[Command, ...] = tuple(
+    replace(entry, run=shared(entry.run) if entry.name in ("score", "prune") else alone(entry.run, entry.name))
+    for entry in _ALL
 )

@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tsprune.adapters import check_peft
 from tsprune.data.batch import Batch
+from tsprune.distillation import Distillation
 from tsprune.errors import TspruneError
 from tsprune.models import fingerprint
 from tsprune.models._forecaster import Forecaster
 from tsprune.pruning import validation_loss
 from tsprune.settings import FinetuneSettings
 from tsprune.training_state import load_training, read_tensors, save_training
+from tsprune.tuning_modes import trainee
 
 
 class Windows(Protocol):
@@ -60,11 +63,13 @@ def finetune(
     seed: int = 0,
     directory: Path | None = None,
     report: Callable[[str, int, int, float], None] | None = None,
+    teacher: Forecaster | None = None,
 ) -> Tuned:
     """Search the learning rate in short runs, then train in full at the best; the best validated weights of all win.
 
     Step 0, the model as it came, is always a candidate, so tuning never returns anything that validates worse.
-    All parameters train, in float32. What is validated and kept is a running mean of the weights over the steps, which
+    What trains, in float32, says `settings.tuning`: all parameters, the forecast head, or low-rank adapters; each with
+    as many trials and steps. What is validated and kept is a running mean of the trained weights over the steps, which
     follows them closely at first (decay (1 + step) / (10 + step), at most `averaging`).
 
     Args:
@@ -75,21 +80,29 @@ def finetune(
         seed: of the order of windows and of dropout.
         directory: where checkpoints go, so that a killed run continues with the same result; None keeps none.
         report: called with a label, step, steps in all, and the latest validation loss.
+        teacher: the dense model whose forecasts are followed where `settings.distill` is above 0; not changed.
 
     Returns:
-        The tuned copy, every trial, and the trial it came from.
+        The tuned copy, an ordinary model whatever the mode, every trial, and the trial it came from.
+
+    Raises:
+        TspruneError: no window to train or to judge on, a mode that this model does not allow or that needs a package,
+            or distillation without a teacher that fits.
     """
     settings = settings or FinetuneSettings()
+    if settings.tuning == "lora":
+        check_peft()
     if not len(train):
         raise TspruneError("there is no training window; use more data, a shorter --horizon or a shorter --context")
     # Judged in the precision it trains in, so that step 0 is what would come back.
     start = validation_loss(model if model.dtype == torch.float32 else copy.deepcopy(model).float(), validation)
-    origin = fingerprint(model) if directory is not None else ""
-    task = _Task(model, train, validation, settings, seed, start, directory, origin)
-    rates = settings.learning_rates
+    distillation = _distillation(model, train, settings, teacher)
+    origin = "" if directory is None else fingerprint(model) + _teacher_mark(distillation)
+    task = _Task(model, train, validation, settings, seed, start, directory, origin, distillation)
+    rates = settings.rates
     runs: list[_Run] = []
     trials: list[Trial] = []
-    if settings.search_steps and len(rates) > 1:
+    if settings.searched_rates:
         for rate in rates:
             runs.append(_Run(task, "search", rate, settings.search_steps, 2))
             trials.append(runs[-1].go(report))
@@ -104,11 +117,31 @@ def finetune(
     return Tuned(runs[best].model, tuple(trials), trials[best])
 
 
+def _distillation(
+    model: Forecaster, train: Windows, settings: FinetuneSettings, teacher: Forecaster | None
+) -> Distillation | None:
+    """What the tuned model follows besides the data, or None."""
+    if not settings.distill:
+        return None
+    if teacher is None:
+        raise TspruneError(
+            f"--distill {settings.distill:g} needs a dense model to follow; give one with --teacher, or leave it out"
+        )
+    sample = train.batch(np.arange(min(settings.batch, len(train))))
+    found = Distillation(teacher, settings.distill, sample)
+    found.check(model)
+    return found
+
+
+def _teacher_mark(distillation: Distillation | None) -> str:
+    return "" if distillation is None else f" after {fingerprint(distillation.teacher)}"
+
+
 @dataclass(frozen=True)
 class _Task:
     """What every run of one fine-tuning shares; `start` is the validation loss before any step.
 
-    `origin` is the fingerprint of the model: a checkpoint made from another one is not continued.
+    `origin` is the fingerprint of the model, and of its teacher: a checkpoint made from others is not continued.
     """
 
     model: Forecaster
@@ -119,6 +152,11 @@ class _Task:
     start: float
     directory: Path | None
     origin: str
+    distillation: Distillation | None = None
+
+    def loss(self, model: Forecaster, batch: Batch) -> Tensor:
+        """What training makes small: a value per window."""
+        return model.loss(batch) if self.distillation is None else self.distillation.loss(model, batch)
 
 
 class _Run:
@@ -126,9 +164,8 @@ class _Run:
 
     def __init__(self, task: _Task, label: str, rate: float, steps: int, evaluations: int) -> None:
         self.task = task
-        self.model = copy.deepcopy(task.model).float()
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(True)
+        self.trainee = trainee(task.model, task.settings, task.seed)
+        self.model = self.trainee.network
         self.rate, self.steps = rate, steps
         self.every = max(1, steps // evaluations)
         self.label = f"{label} {rate:g}"
@@ -137,17 +174,15 @@ class _Run:
         self.facts: dict[str, Any] = {"step": 0, "best": task.start, "best_step": 0, "late": 0, "done": False}
         self.facts["settings"] = asdict(task.settings) | {"rate": rate, "steps": steps, "seed": task.seed}
         self.facts["settings"] |= {"model": task.origin, "windows": len(task.train)}
-        self.best = self._weights()
-        self.mean = self._weights()
+        self.best = self.trainee.values()
+        self.mean = self.trainee.values()
 
     def _groups(self) -> list[dict[str, Any]]:
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        vectors = [p for p in self.model.parameters() if p.ndim <= 1]
+        matrices = [p for p in self.trainee.parameters() if p.ndim > 1]
+        vectors = [p for p in self.trainee.parameters() if p.ndim <= 1]
         decay = self.task.settings.weight_decay
-        return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
 
     def go(self, report: Callable[[str, int, int, float], None] | None) -> Trial:
         """Train, or continue; afterwards `model` has the best validated weights. Returns the trial."""
@@ -174,20 +209,21 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.model.loss(batch).mean()
+        loss = self.task.loss(self.model, batch).mean()
         if bool(torch.isfinite(loss)):
             loss.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.task.settings.clip)
+            norm = torch.nn.utils.clip_grad_norm_(self.trainee.parameters(), self.task.settings.clip)
             # A gradient can overflow under a finite loss; one such step would spoil every weight for good.
             if bool(torch.isfinite(norm)):
                 self.optimizer.step()
+                self.trainee.settle()
         self.facts["step"] = step + 1
         self._average(step + 1)
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
         decay = min(self.task.settings.averaging, (1 + step) / (10 + step))
-        for name, value in self.model.state_dict().items():
+        for name, value in self.trainee.tensors().items():
             if value.is_floating_point():
                 self.mean[name].lerp_(value, 1 - decay)
             else:
@@ -200,10 +236,8 @@ class _Run:
         return self.rate * min(1.0, up, down)
 
     def _validate(self) -> float:
-        weights = self._weights()
-        self.model.load_state_dict(self.mean)
-        loss = validation_loss(self.model, self.task.validation)
-        self.model.load_state_dict(weights)
+        with self.trainee.holding(self.mean) as model:
+            loss = validation_loss(model, self.task.validation)
         facts = self.facts
         if loss < facts["best"]:
             facts.update(best=loss, best_step=facts["step"], late=0)
@@ -214,7 +248,7 @@ class _Run:
         if self.path is not None:
             kept = {f"best.{name}": value for name, value in self.best.items()}
             kept |= {f"mean.{name}": value for name, value in self.mean.items()}
-            save_training(self.path, self.model, [self.optimizer], facts, kept)
+            save_training(self.path, self.trainee.stored, [self.optimizer], facts, kept)
         return loss
 
     def _resume(self) -> None:
@@ -223,7 +257,7 @@ class _Run:
         stored = json.loads(read_tensors(self.path)[1].get("facts", "{}"))
         # Settings as they look after a round trip through JSON: tuples become lists.
         if stored.get("settings") == json.loads(json.dumps(self.facts["settings"])):
-            self.facts, kept = load_training(self.path, self.model, [self.optimizer])
+            self.facts, kept = load_training(self.path, self.trainee.stored, [self.optimizer])
             self.best, self.mean = (
                 {name: kept[f"{part}.{name}"].to(value.device) for name, value in self.best.items()}
                 for part in ("best", "mean")
@@ -231,8 +265,7 @@ class _Run:
 
     def _finish(self) -> None:
         """The weights with the lowest validation loss; all else goes, as several finished runs are held at once."""
-        self.model.load_state_dict(self.best)
-        self.model.eval()
         self.optimizer.zero_grad(set_to_none=True)
+        self.model = self.trainee.ordinary(self.best)
         self.optimizer.state.clear()
         self.best, self.mean = {}, {}

@@ -221,7 +221,7 @@ def command(run: Callable[[Chosen, bool], None], sections: Sequence[type], posit
     Args:
         run: what the command does.
         sections: settings dataclasses whose fields become flags.
-        positional: name of a field that is given without a flag.
+        positional: names of fields that are given without a flag, in this order, separated by spaces.
     """
     import typer
 
@@ -242,7 +242,7 @@ def command(run: Callable[[Chosen, bool], None], sections: Sequence[type], posit
 
     parameters = []
     for name, (entry, hint) in known.items():
-        if name == positional:
+        if name in positional.split():
             info: Any = typer.Argument(help=_help(entry), show_default=False, metavar=name.upper())
             parameters.append(_parameter(name, str | None, info, None))
         else:

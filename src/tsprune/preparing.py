@@ -114,10 +114,17 @@ class Prepared:
         windows = {"validation": lambda: self.validation[0], "test": lambda: self.test[0]}
         return [f"{part} windows: {note}" for part in parts for note in windows[part]().notes]
 
-    def macro_batch(self, number: int, count: int) -> list[Batch]:
-        """Training windows of one pruning round, drawn by seed and round."""
+    def macro_windows(self, number: int, count: int) -> np.ndarray[Any, Any]:
+        """Numbers of the training windows of one pruning round, drawn by seed and round, in order."""
         generator = np.random.default_rng(np.random.SeedSequence([self.task.seed, number, 13]))
-        chosen = np.sort(self.train.windows.sample(min(count, len(self.train)), generator))
+        return np.sort(self.train.windows.sample(min(count, len(self.train)), generator))
+
+    def macro_batch(self, number: int, count: int) -> list[Batch]:
+        """Training windows of one pruning round as batches."""
+        return self.batches_of(self.macro_windows(number, count))
+
+    def batches_of(self, chosen: np.ndarray[Any, Any]) -> list[Batch]:
+        """Training windows of these numbers as batches."""
         size = max(1, 64 // self.train.windows.rows_per_window)
         return [self.train.batch(chosen[first : first + size]) for first in range(0, len(chosen), size)]
 

@@ -1,161 +1,51 @@
-"""Scores and a schedule become a plan: what stays, round by round, with validation after each."""
+"""Scores to a plan: what stays, round by round, with validation after each."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tsprune.blocks.units import UnitGroup
+from tsprune.budgets import Budget, Sizes
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
+from tsprune.models import fingerprint
 from tsprune.models._forecaster import Forecaster
+from tsprune.pruning_state import Checkpoints, Progressed, data_digest
+from tsprune.ranking import RANKS, WHOLE, Alive, Prunable, shortest
 from tsprune.registry import find
 from tsprune.repair import output_weights, repair_masked
+from tsprune.rounds import Round, choose, within
+from tsprune.schedules._schedule import Schedule
 from tsprune.schedules.progressive import Progressive
-from tsprune.slimming import meta_twin, slim
 
-Alive = dict[str, list[int]]
-WHOLE = ("attention", "ffn", "layer")
+__all__ = ["WHOLE", "Alive", "Outcome", "Round", "choose", "parameters_to_reach", "prune", "random_plan", "within"]
 
-
-@dataclass(frozen=True)
-class Round:
-    """State after one round.
-
-    Args:
-        round: 0 is the unpruned model.
-        kept: units that stay, by group.
-        parameters: parameters of the model cut accordingly.
-        removed_share: share of the prunable parameters that is gone.
-        validation_loss: mean training loss over the validation windows, before any tuning.
-    """
-
-    round: int
-    kept: Mapping[str, list[int]]
-    parameters: int
-    removed_share: float
-    validation_loss: float
+Report = Callable[[Round], None]
+# Nothing approaches everything by shares of what is left, so a budget that takes all would take it in round 1.
+NEARLY_ALL = 0.99
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All rounds, the one that was kept, and the uncut model that is to be cut to it, with its repairs."""
+    """All rounds, the one that was kept, and the uncut model that is to be cut to it, with its repairs.
+
+    Args:
+        rounds: in order, the unpruned model first.
+        best: the one that was kept.
+        model: uncut; repaired for that round where this was asked for.
+        missed: whether a budget was out of reach, as everything that may go is gone.
+    """
 
     rounds: tuple[Round, ...]
     best: Round
     model: Forecaster
-
-
-def lowest(
-    scores: Mapping[str, Tensor],
-    groups: Mapping[str, UnitGroup],
-    alive: Mapping[str, Sequence[int]],
-    parameters: float,
-    rank: str = "magnitude",
-) -> Alive:
-    """One global ranking over all layers: units leave from the lowest score per parameter upwards.
-
-    Dividing by the unit's parameters lets a head compete with the feed-forward channels it costs as much as; among
-    units of equal cost it changes nothing. Where whole branches or layers may go as well, what is inside goes with
-    them, and is counted once.
-
-    Args:
-        scores: importance `[U]` by group, higher = keep.
-        groups: the model's groups; their floors are never broken.
-        alive: units still there.
-        parameters: units leave until at least so many parameters are gone.
-        rank: `signed` removes first what is predicted to lower the loss; `magnitude` ranks by absolute score.
-
-    Returns:
-        The units that stay.
-
-    Raises:
-        TspruneError: an unknown rank, or a score that is not a number.
-    """
-    if rank not in ("signed", "magnitude"):
-        raise TspruneError(f"--rank {rank!r} is unknown; use signed or magnitude")
-    entries = []
-    for name, units in alive.items():
-        if not bool(torch.isfinite(scores[name]).all()):
-            raise TspruneError(
-                f"the scores of {name!r} are not all finite, so they cannot be ranked; the loss of some window is "
-                "infinite or not a number: look for extreme values in the data, or score in float32"
-            )
-        cost = max(1, groups[name].parameters)
-        for unit in units:
-            value = float(scores[name][unit])
-            entries.append(((abs(value) if rank == "magnitude" else value) / cost, name, unit))
-    entries.sort()
-    ledger = _Ledger(groups, alive)
-    removed = 0.0
-    for _, name, unit in entries:
-        if removed >= parameters:
-            break
-        if len(ledger.alive[name]) > groups[name].floor:
-            removed += ledger.remove(name, unit)
-    return {name: sorted(units) for name, units in ledger.alive.items()}
-
-
-class _Ledger:
-    """Which units are still there, and what leaves with one, when groups may lie inside one another.
-
-    Args:
-        groups: the groups by name; one of a whole branch or layer holds the groups under its path.
-        alive: units still there.
-    """
-
-    def __init__(self, groups: Mapping[str, UnitGroup], alive: Mapping[str, Sequence[int]]) -> None:
-        self.groups = groups
-        self.alive = {name: set(units) for name, units in alive.items()}
-        whole = [name for name in alive if groups[name].kind in WHOLE]
-        self.around = {name: [outer for outer in whole if _inside(groups[name], groups[outer])] for name in alive}
-        self.inside: dict[str, list[str]] = {outer: [] for outer in whole}
-        for name, around in self.around.items():
-            for outer in around:
-                self.inside[outer].append(name)
-        for outer in whole:
-            if not self.alive[outer]:
-                self._empty(outer)
-        # Parameters gone from within each whole branch or layer that is still there; the innermost are told first.
-        self.lost = dict.fromkeys(whole, 0)
-        for name in sorted(alive, key=lambda n: len(self.around[n]), reverse=True):
-            gone = groups[name].parameters * groups[name].units - self._left(name)
-            for outer in self.around[name]:
-                self.lost[outer] += gone - self.lost.get(name, 0)
-
-    def _left(self, name: str) -> int:
-        """Parameters of the units of a group that are still there, what is inside them included."""
-        count = len(self.alive[name])
-        return self.groups[name].parameters * count - (self.lost.get(name, 0) if count else 0)
-
-    def _empty(self, outer: str) -> None:
-        for inner in self.inside.get(outer, ()):
-            self.alive[inner].clear()
-
-    def remove(self, name: str, unit: int) -> int:
-        """Take one unit away; returns the parameters that leave with it."""
-        if unit not in self.alive[name]:
-            return 0
-        before = self._left(name)
-        self.alive[name].discard(unit)
-        leaves = before - self._left(name)
-        for outer in self.around[name]:
-            self.lost[outer] += leaves
-        self._empty(name)
-        return leaves
-
-    def left(self) -> int:
-        """Parameters of everything still there, each counted once."""
-        return sum(self._left(name) for name, around in self.around.items() if not around)
-
-
-def _inside(inner: UnitGroup, outer: UnitGroup) -> bool:
-    return inner.path.startswith(outer.path + ".")
+    missed: bool = False
 
 
 def validation_loss(model: Forecaster, batches: Sequence[Batch]) -> float:
@@ -180,92 +70,231 @@ def prune(
     validation: Sequence[Batch],
     *,
     score: str = "fisher",
-    schedule: Progressive | None = None,
+    schedule: Schedule | None = None,
     kinds: Sequence[str] = ("head", "ffn_channel"),
     rank: str = "magnitude",
     tolerance: float = 0.03,
     seed: int = 0,
     refit: bool = False,
-    report: Callable[[Round], None] | None = None,
+    budget: Budget | None = None,
+    uniform: bool = False,
+    regrow: bool = False,
+    directory: Path | None = None,
+    report: Report | None = None,
 ) -> Outcome:
-    """Prune round by round; the smallest model whose validation loss is within the tolerance of the best is kept.
+    """Prune round by round, to a budget, or as far as validation allows.
 
-    The unpruned model is round 0 and can be the one that is kept. The model passed in is not changed.
+    Without a budget the smallest model whose validation loss is within the tolerance of the best is kept (or what the
+    schedule keeps); the unpruned model is round 0 and can be the one. With a budget the last round, which ends on it,
+    is kept. The model passed in is not changed.
 
     Args:
         model: the model to prune.
-        macro_batches: training windows of a round (from 1), with targets.
+        macro_batches: training windows by number (from 1), with targets; one is scored at a time.
         validation: windows that judge every round.
         score: name of a score in `tsprune.scores`.
         schedule: how much goes when; None means the default.
         kinds: kinds of units that may go.
-        rank: see `lowest`.
+        rank: see `Prunable.order`.
         tolerance: relative rise of the validation loss over the best round that a smaller model may have.
         seed: for scores that draw.
         refit: repair what stays after every round (see `tsprune.repair`), on a copy, before it is scored again.
-        report: called after every round.
+        budget: how small the model has to become; None leaves it to validation.
+        uniform: take the same share of every group, so that equal layers stay equal.
+        regrow: score the uncut model in every round and choose among all its units, so that a unit that has gone
+            comes back when its score has risen above that of units that are there. Repairs start from the uncut
+            model each time.
+        directory: where every round is stored; a pruning that was killed goes on there, with the same outcome. A
+            state of other settings, data or weights is not continued.
+        report: called after every round, and for rounds that were found stored.
 
     Returns:
         Every round and the one kept.
+
+    Raises:
+        TspruneError: an unknown word, no windows, or scores that cannot be ranked.
     """
     schedule = schedule or Progressive()
-    module = find("tsprune.scores", score)
-    groups = {name: group for name, group in model.unit_groups().items() if group.kind in kinds}
-    alive: Alive = {name: list(range(group.units)) for name, group in groups.items()}
-    prunable = prunable_parameters(groups, alive)
-    first = Round(0, alive, model.parameter_count(), 0.0, validation_loss(model, validation))
-    rounds = [first]
-    if report:
-        report(first)
-    twin = meta_twin(model)
-    model = copy.deepcopy(model) if refit else model
-    kept_weights = output_weights(model) if refit else {}
-    smoothed: dict[str, Tensor] | None = None
-    late = 0
-    for number, amount in enumerate(schedule.amounts(), start=1):
-        windows = macro_batches(number)
-        with model.masked(alive):
-            new = module.scores(model, windows, kinds=kinds, seed=seed + number)
-        smoothed = schedule.smooth(smoothed, new)
-        target = amount * prunable_parameters(groups, alive)
-        before, alive = alive, lowest(smoothed, groups, alive, target, rank)
-        if refit:
-            repair_masked(model, before, alive, windows)
-        with model.masked(alive):
-            loss = validation_loss(model, validation)
-        left = prunable_parameters(groups, alive)
-        parameters = slim(twin, alive).parameter_count()
-        rounds.append(Round(number, alive, parameters, 1 - left / prunable, loss))
-        if report:
-            report(rounds[-1])
-        late = 0 if rounds[-1] in within(rounds, tolerance) else late + 1
-        # Every round is smaller than those before, so the choice moves to the newest round or stays.
-        if refit and choose(rounds, tolerance) is rounds[-1]:
-            kept_weights = output_weights(model)
-        if late >= schedule.patience or left == 0:
-            break
-    if refit:
-        model.load_state_dict(kept_weights, strict=False)
-    return Outcome(tuple(rounds), choose(rounds, tolerance), model)
+    if rank not in RANKS:
+        raise TspruneError(f"--rank {rank!r} is unknown; use signed or magnitude")
+    pruner = _Pruner(model, macro_batches, validation, score, schedule, kinds, rank, tolerance, seed)
+    pruner.refit, pruner.budget, pruner.uniform, pruner.regrow = refit, budget, uniform, regrow
+    return pruner.run(directory, report)
 
 
-def choose(rounds: Sequence[Round], tolerance: float) -> Round:
-    """The smallest round within the tolerance of the lowest validation loss."""
-    return min(within(rounds, tolerance), key=lambda r: (r.parameters, r.validation_loss))
+class _Pruner:
+    """One pruning; see `prune`."""
+
+    refit: bool
+    budget: Budget | None
+    uniform: bool
+    regrow: bool
+
+    def __init__(
+        self,
+        model: Forecaster,
+        macro_batches: Callable[[int], Sequence[Batch]],
+        validation: Sequence[Batch],
+        score: str,
+        schedule: Schedule,
+        kinds: Sequence[str],
+        rank: str,
+        tolerance: float,
+        seed: int,
+    ) -> None:
+        self.original, self.macro_batches, self.validation = model, macro_batches, validation
+        self.score, self.scores = score, find("tsprune.scores", score)
+        self.schedule, self.kinds = schedule, schedule.kinds(kinds)
+        self.rank, self.tolerance, self.seed = rank, tolerance, seed
+        names = [name for name, group in model.unit_groups().items() if group.kind in self.kinds]
+        self.prunable = Prunable(model, names)
+        self.parameters = Sizes.of(model)
+
+    def run(self, directory: Path | None, report: Report | None) -> Outcome:
+        """All rounds that are still to be done."""
+        self.sizes = self.parameters if self.budget is None else Sizes(self.parameters.twin, self.budget.measure)
+        self.bare = self._bare()
+        self.model = copy.deepcopy(self.original) if self.refit else self.original
+        checkpoints = Checkpoints(directory, self._identity() if directory else None)
+        state = checkpoints.load()
+        if state is None:
+            state = self._begin()
+            checkpoints.store(state)
+        for done in state.rounds if report else ():
+            report(done)  # type: ignore[misc]
+        self.model.load_state_dict(state.weights, strict=False)
+        while not self._over(state):
+            self._round(state)
+            checkpoints.store(state)
+            if report:
+                report(state.rounds[-1])
+        best = self._best(state)
+        if self.refit:
+            self.model.load_state_dict(state.kept_weights, strict=False)
+        missed = self.budget is not None and self.sizes(best.kept) > self.budget.goal
+        return Outcome(tuple(state.rounds), best, self.model, missed)
+
+    def _begin(self) -> Progressed:
+        alive = self.prunable.everything()
+        loss = validation_loss(self.original, self.validation)
+        weights = output_weights(self.original) if self.refit else {}
+        whole = int(self.parameters(alive))
+        return Progressed([Round(0, alive, whole, 0.0, loss)], weights=weights, kept_weights=weights)
+
+    def _bare(self) -> Alive:
+        """What is left once all that may go is gone, whatever the scores."""
+        everything = self.prunable.everything()
+        zeros = {name: torch.zeros(len(units)) for name, units in everything.items()}
+        order = self.prunable.order(zeros, everything, self.rank)
+        return shortest(self.prunable, everything, order, self.sizes, float("-inf"))[0]
+
+    def _over(self, state: Progressed) -> bool:
+        if state.over:
+            return True
+        last = self.schedule.last(self.budget is not None)
+        if last is not None and len(state.rounds) > last:
+            return True
+        return self.budget is None and self.schedule.stops(state.rounds, self.tolerance)
+
+    def _best(self, state: Progressed) -> Round:
+        if self.budget is not None:
+            return state.rounds[-1]
+        return self.schedule.choose(state.rounds, self.tolerance)
+
+    def _round(self, state: Progressed) -> None:
+        """Score, cut, repair, validate."""
+        number, before = len(state.rounds), state.rounds[-1].kept
+        alive: Alive = {name: list(units) for name, units in before.items()}
+        windows: list[Batch] = []
+        for cut in range(self.schedule.cuts):
+            counter = (number - 1) * self.schedule.cuts + cut + 1
+            windows = self._windows(counter)
+            state.smoothed = self.schedule.smooth(state.smoothed, self._scored(alive, windows, counter))
+            alive, state.over = self._cut(alive, state.smoothed, number)
+            if state.over:
+                break
+        if self.refit:
+            self._repair({} if self.regrow else before, alive, windows)
+            state.weights = output_weights(self.model)
+        with self.model.masked(alive):
+            loss = validation_loss(self.model, self.validation)
+        most, least = self.parameters(self.prunable.everything()), self.parameters(self.bare)
+        size = self.parameters(alive)
+        share = (most - size) / (most - least) if most > least else 0.0
+        state.rounds.append(Round(number, alive, int(size), share, loss))
+        if self.refit and self._best(state) is state.rounds[-1]:
+            state.kept_weights = state.weights
+
+    def _windows(self, counter: int) -> list[Batch]:
+        """The macro-batches of one scoring."""
+        draws = self.schedule.draws
+        return [batch for n in range(draws) for batch in self.macro_batches((counter - 1) * draws + n + 1)]
+
+    def _scored(self, alive: Alive, windows: Sequence[Batch], counter: int) -> dict[str, Tensor]:
+        """Scores of what is there; with regrowth of all units, as a masked unit leaves no trace in the loss."""
+        found: dict[str, Tensor]
+        if self.regrow:
+            found = self.scores.scores(self.original, windows, kinds=self.kinds, seed=self.seed + counter)
+        else:
+            with self.model.masked(alive):
+                found = self.scores.scores(self.model, windows, kinds=self.kinds, seed=self.seed + counter)
+        return found
+
+    def _cut(self, alive: Alive, scores: Mapping[str, Tensor], number: int) -> tuple[Alive, bool]:
+        """What stays, and whether that is the end: the budget is reached, or nothing is left that could go."""
+        start = self.prunable.everything() if self.regrow else alive
+        order = self.prunable.order(scores, start, self.rank, self.uniform)
+        goal, final = self._goal(number)
+        if goal is not None:
+            left, _ = shortest(self.prunable, start, order, self.sizes, goal)
+        else:
+            there = int(_units(alive))
+            left, _ = shortest(self.prunable, start, order, self._units, there - self.schedule.count(there))
+            if final is not None and self.sizes(left) < final:
+                # So many units would be more than the budget asks for.
+                left, _ = shortest(self.prunable, start, order, self.sizes, final)
+        reached = final is not None and self.sizes(left) <= final
+        return left, reached or left == self.prunable.without(start, order) or _units(left) <= _units(self.bare)
+
+    def _units(self, alive: Alive) -> float:
+        return _units(self.prunable.settled(alive))
+
+    def _goal(self, number: int) -> tuple[float | None, float | None]:
+        """The size after a round (None where units are counted), and that of the budget."""
+        whole, least = self.sizes(self.prunable.everything()), self.sizes(self.bare)
+        final = wanted = None
+        if self.budget is not None:
+            final = self.budget.goal
+            wanted = min(NEARLY_ALL, (whole - final) / (whole - least)) if whole > least else NEARLY_ALL
+        share = self.schedule.share(number, wanted)
+        if share is None:
+            return None, final
+        if final is not None and number == self.schedule.last(True):
+            return final, final
+        goal = whole - share * (whole - least)
+        return (goal if final is None else max(goal, final)), final
+
+    def _repair(self, before: Mapping[str, list[int]], alive: Alive, windows: Sequence[Batch]) -> None:
+        if self.regrow:
+            self.model.load_state_dict(output_weights(self.original), strict=False)
+        repair_masked(self.model, before, alive, windows)
+
+    def _identity(self) -> dict[str, Any]:
+        """Everything that decides the outcome."""
+        return {
+            "model": fingerprint(self.original),
+            "windows": data_digest(self.macro_batches(1)),
+            "validation": data_digest(self.validation),
+            "score": self.score,
+            "schedule": repr(self.schedule),
+            "budget": None if self.budget is None else [self.budget.words, self.budget.goal, self.budget.identity],
+            "groups": list(self.prunable.groups),
+            "settings": [self.rank, self.tolerance, self.seed, self.refit, self.uniform, self.regrow],
+        }
 
 
-def within(rounds: Sequence[Round], tolerance: float) -> list[Round]:
-    """Rounds whose validation loss is within the tolerance of the lowest; without any finite loss, the first alone."""
-    finite = [r for r in rounds if isfinite(r.validation_loss)]
-    if not finite:
-        return list(rounds[:1])
-    best = min(r.validation_loss for r in finite)
-    return [r for r in finite if r.validation_loss <= best + tolerance * abs(best)]
-
-
-def prunable_parameters(groups: Mapping[str, UnitGroup], alive: Mapping[str, Sequence[int]]) -> int:
-    """Parameters in the units still there; those of a unit inside another that may go as well are counted once."""
-    return _Ledger(groups, alive).left()
+def _units(alive: Mapping[str, Sequence[int]]) -> float:
+    return float(sum(len(units) for units in alive.values()))
 
 
 def random_plan(
@@ -285,19 +314,36 @@ def parameters_to_reach(
         model: the model to prune.
         scores: importance `[U]` of the groups that may lose units.
         parameters: goal for the whole model; where even removing everything is not enough, all that may go goes.
-        rank: see `lowest`.
+        rank: see `Prunable.order`.
+    """
+    return reach(model, scores, Sizes.of(model), parameters, rank)[0]
+
+
+def reach(
+    model: Forecaster,
+    scores: Mapping[str, Tensor],
+    sizes: Sizes,
+    goal: float,
+    rank: str = "magnitude",
+    uniform: bool = False,
+) -> tuple[Alive, bool]:
+    """Units that stay when the lowest leave in one shot until a size is reached, and whether it was.
+
+    Args:
+        model: the model to prune.
+        scores: importance `[U]` of the groups that may lose units.
+        sizes: measures the model cut in any way.
+        goal: the size to reach; out of reach, all that may go goes.
+        rank: see `Prunable.order`.
+        uniform: see `Prunable.order`.
+
+    Raises:
+        TspruneError: the scores are not of this model.
     """
     everything = model.unit_groups()
     for name in scores:
         if name not in everything or len(scores[name]) != everything[name].units:
             raise TspruneError(f"scores for {name!r} do not fit the model; score this model again")
-    groups = {name: group for name, group in everything.items() if name in scores}
-    alive: Alive = {name: list(range(group.units)) for name, group in groups.items()}
-    twin = meta_twin(model)
-    missing = model.parameter_count() - parameters
-    while missing > 0:
-        before, alive = alive, lowest(scores, groups, alive, missing, rank)
-        if alive == before:
-            break
-        missing = slim(twin, alive).parameter_count() - parameters
-    return alive
+    prunable = Prunable(model, list(scores))
+    alive = prunable.everything()
+    return shortest(prunable, alive, prunable.order(scores, alive, rank, uniform), sizes, goal)

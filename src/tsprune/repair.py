@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tsprune.blocks.units import Block, spread
+from tsprune.blocks.units import Block
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster, Kept
@@ -99,16 +99,19 @@ def refitted(weight: Tensor, gram: Tensor, entries: Tensor, ridge: float) -> Ten
 
 
 def _cut_blocks(model: Forecaster, before: Kept, after: Kept) -> dict[str, tuple[Block, Tensor]]:
-    """Blocks that lose some of their units but not all, with the inputs of the output projection that stay."""
+    """Blocks whose output projection loses some of its inputs but not all, with the inputs that stay."""
     found = {}
-    for name, group in model.unit_groups().items():
-        block = model.get_submodule(group.path)
-        if name not in after or not isinstance(block, Block) or block.output is None:
+    for path, block in model.named_modules():
+        if not isinstance(block, Block) or block.output is None:
             continue
-        there = before.get(name, range(group.units))
-        units = sorted(after[name])
-        if 0 < len(units) < len(there):
-            found[group.path] = (block, spread(units, block.output.in_features // group.units))
+        local = {group.name: group.name[len(path) :].removeprefix("/") for group in block.unit_groups(path)}
+        chosen = {kind: after[name] for name, kind in local.items() if name in after}
+        if not chosen:
+            continue
+        there = block.output_entries({kind: before[name] for name, kind in local.items() if name in before})
+        entries = block.output_entries(chosen)
+        if 0 < len(entries) < len(there):
+            found[path] = (block, entries)
     return found
 
 

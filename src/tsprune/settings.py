@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from tsprune.amounts import byte_count
+from tsprune.blocks.kinds import KINDS
 from tsprune.errors import TspruneError
 
 
@@ -47,14 +49,37 @@ class PruneSettings:
     """How to prune."""
 
     score: str = option("fisher", "Importance score; a file of tsprune/scores.")
+    schedule: str = option(
+        "progressive",
+        "How much goes when: progressive, one_shot, cubic, ema_online (units go after every macro-batch, an epoch is a "
+        "round) or layer_drop.",
+    )
+    keep: float = option(
+        0.0, "Share that stays, such as 0.6; the last round ends on it. Default: validation decides, see --tolerance."
+    )
+    keep_of: str = option("parameters", "What --keep is a share of: parameters, or flops of one forecast.")
+    speedup: float = option(
+        0.0,
+        "So many times as fast, such as 3: prunes to that predicted latency on one thread of this machine, which is "
+        "measured first. Excludes --keep.",
+    )
+    uniform: bool = option(False, "Take the same share of every group, so that equal layers stay equal.")
+    regrow: bool = option(
+        False, "Score the uncut model in every round; units whose score has recovered come back, others go instead."
+    )
     units: tuple[str, ...] = option(
-        ("head", "ffn_channel"), "Kinds of units that may go: head, ffn_channel, attention, ffn, layer."
+        ("head", "ffn_channel"), f"Kinds of units that may go, of those that the model has: {', '.join(KINDS)}."
     )
     rank: str = option(
         "magnitude", "magnitude ranks by absolute score; signed removes first what is predicted to lower the loss."
     )
-    ratio: float = option(0.06, "Share of the prunable parameters still alive that one round removes.")
+    ratio: float = option(
+        0.06,
+        "Share of the prunable parameters still alive (ema_online: of the units) that one round removes. With --keep "
+        "or --speedup it follows from the rounds, except for ema_online.",
+    )
     rounds: int = option(12, "Pruning rounds at most; 12 of 6 % leave about half of the prunable parameters.")
+    epoch_batches: int = option(4, "Macro-batches in a round of ema_online; units go after each of them.")
     ema: float = option(0.5, "Weight of the newest macro-batch in the smoothed scores.")
     prune_patience: int = option(4, "Rounds in a row outside the tolerance after which pruning stops.")
     adapt_steps: int = option(
@@ -64,9 +89,19 @@ class PruneSettings:
     )
     adapt_rate: float = option(3e-4, "Learning rate of those steps.")
     prune_windows: int = option(512, "Training windows scored in each round.")
+    max_memory: str = option(
+        "",
+        "Memory that scoring may take beside the weights, such as 500MB or 2GB: windows are scored in portions that "
+        "fit. Default: as much as there is; portions that do not fit are halved.",
+    )
     repair: bool = option(
         True,
         "Refit what is left of each block to the outputs of the uncut block, by least squares on training windows.",
+    )
+    rewind: bool = option(
+        False,
+        "Score the units of the fully fine-tuned model, then go back to the weights before that tuning, cut them and "
+        "tune again.",
     )
     tolerance: float = option(
         0.03, "The smallest model is kept whose validation loss is within this share of the best round's."
@@ -74,8 +109,20 @@ class PruneSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
+        if self.max_memory:
+            byte_count(self.max_memory, "--max-memory")
         if not self.units:
             raise TspruneError("--units is empty; name at least one kind, such as head,ffn_channel")
+        if self.keep and not 0 < self.keep < 1:
+            raise TspruneError(f"--keep {self.keep} must lie between 0 and 1")
+        if self.speedup and not self.speedup > 1:
+            raise TspruneError(f"--speedup {self.speedup} must be above 1")
+        if self.keep and self.speedup:
+            raise TspruneError(f"--keep {self.keep} and --speedup {self.speedup} are two budgets; give one of them")
+        if self.keep_of not in ("parameters", "flops"):
+            raise TspruneError(f"--keep-of {self.keep_of!r} is unknown; use parameters or flops")
+        if self.keep_of != "parameters" and not self.keep:
+            raise TspruneError(f"--keep-of {self.keep_of} says what --keep is a share of; give --keep as well")
         if self.rank not in ("signed", "magnitude"):
             raise TspruneError(f"--rank {self.rank!r} is unknown; use signed or magnitude")
         if self.adapt_steps < 0 or not self.adapt_rate > 0:
@@ -88,15 +135,33 @@ class PruneSettings:
             )
 
 
+# On the bundled model and sample, 60 steps: everything wants 3e-4 to 1e-3, the head and adapters about ten times as
+# much (best of five rates from 3e-4 to 3e-2: 1e-2 for both; at 3e-2 adapters never got below where they began).
+RATES: dict[str, tuple[float, ...]] = {
+    "full": (1e-4, 3e-4, 1e-3),
+    "head": (1e-3, 3e-3, 1e-2),
+    "lora": (1e-3, 3e-3, 1e-2),
+}
+"""Learning rates tried where none is given."""
+
+
 @dataclass(frozen=True)
 class FinetuneSettings:
     """How to fine-tune. The same settings serve the dense and the pruned model."""
 
+    tuning: Literal["full", "head", "lora"] = option(
+        "full", "What trains: full (everything), head (the forecast head alone) or lora (low-rank adapters, merged)."
+    )
     steps: int = option(200, "Optimiser steps of a full run at the chosen learning rate.")
     search_steps: int = option(
         40, "Steps of each trial in the learning-rate search; 0 skips it and takes the first rate."
     )
-    learning_rates: tuple[float, ...] = option((1e-4, 3e-4, 1e-3), "Learning rates to try; validation decides.")
+    learning_rates: tuple[float, ...] = option(
+        (),
+        "Learning rates to try; validation decides. Default: three, by --tuning: "
+        + "; ".join(f"{tuning} {','.join(f'{rate:g}' for rate in rates)}" for tuning, rates in RATES.items())
+        + ".",
+    )
     batch: int = option(64, "Windows per step.")
     evaluations: int = option(10, "How often a full run is validated.")
     patience: int = option(4, "Validations without improvement after which a run stops.")
@@ -105,9 +170,29 @@ class FinetuneSettings:
     averaging: float = option(
         0.95, "Decay of the running mean of the weights, which is what is validated and kept; 0 keeps the weights."
     )
+    dropout: float | None = option(
+        None, "Rate of every dropout while any candidate trains. Default: the model's own rate."
+    )
+    distill: float = option(
+        0.0, "Weight of following the dense model's forecasts beside the task's loss, below 1; 0 is off."
+    )
+    lora_rank: int = option(8, "Rank of the adapters of --tuning lora.")
+    lora_alpha: float = option(16.0, "Scale of the adapters of --tuning lora; divided by their rank.")
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates to try: the given ones, or those of the mode. As many in every mode: equal budgets."""
+        return self.learning_rates or RATES[self.tuning]
+
+    @property
+    def searched_rates(self) -> int:
+        """How many trials the learning-rate search makes."""
+        return len(self.rates) if self.search_steps and len(self.rates) > 1 else 0
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
+        if self.tuning not in RATES:
+            raise TspruneError(f"--tuning {self.tuning!r} is unknown; use full, head or lora")
         for name in ("steps", "batch", "evaluations", "patience"):
             if getattr(self, name) < 1:
                 raise TspruneError(f"--{name} {getattr(self, name)} must be at least 1")
@@ -119,8 +204,14 @@ class FinetuneSettings:
             raise TspruneError(f"--clip {self.clip} must be above 0")
         if not 0 <= self.averaging < 1:
             raise TspruneError(f"--averaging {self.averaging} must be 0 or more and below 1")
-        if not self.learning_rates or min(self.learning_rates) <= 0:
+        if self.learning_rates and min(self.learning_rates) <= 0:
             raise TspruneError(f"--learning-rates {self.learning_rates} must be positive numbers")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise TspruneError(f"--dropout {self.dropout:g} must be 0 or more and below 1")
+        if not 0 <= self.distill < 1:
+            raise TspruneError(f"--distill {self.distill:g} must be 0 or more and below 1; 0 is off")
+        if self.lora_rank < 1 or not self.lora_alpha > 0:
+            raise TspruneError(f"--lora-rank {self.lora_rank} and --lora-alpha {self.lora_alpha:g} must be above 0")
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,7 @@ def make_plan(
     data_fingerprint: str = "",
     seed: int = 0,
     flops: Mapping[str, int] | None = None,
+    indexed: Collection[str] = (),
 ) -> Plan:
     """A plan for `kept` with the predicted sizes; nothing is copied.
 
@@ -183,10 +184,11 @@ def make_plan(
         data_fingerprint: fingerprint of the panel.
         seed: seed of the pruning.
         flops: `before` and `after`; None counts two operations per weight of every linear map, once.
+        indexed: see `slim`.
     """
     groups = model.unit_groups()
     before = meta_twin(model)
-    after = slim(before, kept)
+    after = slim(before, kept, indexed)
     cuts = {name: check_kept(units, groups[name].units, name) for name, units in kept.items()}
     return Plan(
         base_model=base_model,
@@ -199,6 +201,7 @@ def make_plan(
         parameters={"before": before.parameter_count(), "after": after.parameter_count()},
         flops=dict(flops) if flops else {"before": linear_flops(before), "after": linear_flops(after)},
         groups={name: PlanGroup(groups[name].kind, groups[name].units, tuple(units)) for name, units in cuts.items()},
+        indexed=tuple(sorted(indexed)),
     )
 
 

@@ -33,6 +33,7 @@ from tsprune.stagework import (
     prune_by_rounds,
     with_task,
 )
+from tsprune.tuningwork import check_tuning, tuning_facts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,6 +114,7 @@ class Specialization:
         self.prepared, self.pruning, self.tuning, self.progress = prepared, pruning, tuning, progress
         # Asking now refuses impossible tasks before anything is written.
         check_pruning(pruning, prepared.model)
+        check_tuning(tuning, prepared.model)
         self.sizes = prepared.sizes
         self.workplace = Run(out, progress.say)
         check_place(out / "model")
@@ -122,10 +124,10 @@ class Specialization:
         """All stages in order; finished ones are taken as they stand. The directory is locked meanwhile."""
         try:
             start = self.adapt_stage()
-            pruned = self.prune_stage(start)
+            pruned = self.rewind_stage(start) if self.pruning.rewind else self.prune_stage(start)
             random = self.random_stage(start, pruned)
             sources = {"full_finetuning": start, "random_prune_finetune": random, "prune_then_finetune": pruned}
-            tuned = {name: self.finetune_stage(name, sources[name]) for name in TUNED}
+            tuned = {name: self.finetune_stage(name, sources[name], start) for name in TUNED}
             validation = self.validation_stage(tuned)
             chosen = judge(validation)
             test = self.test_stage(tuned, chosen)
@@ -138,9 +140,10 @@ class Specialization:
         if not self.pruning.adapt_steps:
             return None
         inputs = {**self.base, "steps": self.pruning.adapt_steps, "rate": self.pruning.adapt_rate}
+        inputs["dropout"] = self.tuning.dropout
 
         def make(work: Path) -> None:
-            adapt_to(self.prepared, self.pruning, work, self.progress)
+            adapt_to(self.prepared, self.pruning, work, self.progress, dropout=self.tuning.dropout)
 
         return self.workplace.stage("adapt", inputs, make)
 
@@ -150,19 +153,47 @@ class Specialization:
 
     def prune_stage(self, start: Path | None) -> Path:
         """Progressive pruning: `rounds.json`, `plan.json`, `equivalence.json`, `model/`."""
-        inputs = {**self.base, **asdict(self.pruning)}
+        inputs = {**self.base, **asdict(self.pruning), "from": None if start is None else start.name}
 
         def make(work: Path) -> None:
             prune_by_rounds(self.prepared, self.pruning, self.model_of(start), work, self.progress)
 
         return self.workplace.stage("prune", inputs, make)
 
+    def rewind_stage(self, start: Path | None) -> Path:
+        """The plan found on the fully tuned dense model, applied to the weights before that tuning; files as above.
+
+        Only the scores see the tuned weights. The full fine-tuning is the dense candidate's, which is made anyway, and
+        the pruned model is tuned from the same start with the same budget as before. (Rewinding as in arXiv
+        2003.02389, to the weights before tuning.)
+        """
+        found = self.prune_stage(self.finetune_stage("full_finetuning", start, start))
+        names = ("repair", "prune_windows")
+        inputs = {**self.base, "plan": found.name, "from": None if start is None else start.name}
+        inputs |= {name: getattr(self.pruning, name) for name in names}
+
+        def make(work: Path) -> None:
+            plan = Plan.read(found / "plan.json")
+            schedule = f"{plan.schedule}; scored after a full fine-tuning, rewound to the weights before it"
+            one_shot(
+                self.prepared,
+                self.pruning,
+                self.model_of(start),
+                plan.kept,
+                work,
+                score=plan.score,
+                schedule=schedule,
+            )
+            write_json(work / "rounds.json", read_json(found / "rounds.json"))
+
+        return self.workplace.stage("rewind", inputs, make)
+
     def random_stage(self, start: Path | None, pruned: Path) -> Path:
         """The control: random units leave until the model is as small as the pruned one."""
         plan = Plan.read(pruned / "plan.json")
         inputs = {**self.base, "parameters": plan.parameters["after"], "units": self.pruning.units}
-        names = ("adapt_steps", "adapt_rate", "repair", "prune_windows")
-        inputs |= {name: getattr(self.pruning, name) for name in names}
+        inputs |= {name: getattr(self.pruning, name) for name in ("repair", "prune_windows")}
+        inputs["from"] = None if start is None else start.name
 
         def make(work: Path) -> None:
             base, goal = self.model_of(start), plan.parameters["after"]
@@ -171,18 +202,27 @@ class Specialization:
 
         return self.workplace.stage("random-prune", inputs, make)
 
-    def finetune_stage(self, name: str, source: Path | None) -> Path:
-        """Fine-tune the dense model or a slim one with the same routine and budget: `model/`, `trials.json`."""
+    def finetune_stage(self, name: str, source: Path | None, start: Path | None) -> Path:
+        """Fine-tune the dense model or a slim one with the same routine and budget: `model/`, `trials.json`.
+
+        Where the settings distill, every tuned candidate follows the dense model after its brief tuning, `start`, the
+        dense one itself too: were it the pruned ones alone, what distillation gives would pass for a gain of pruning.
+        """
         inputs = {**self.base, **asdict(self.tuning), "candidate": name}
         if source is not None:
             inputs["from"] = fingerprint(load(source / "model"))
+        if self.tuning.distill:
+            inputs["teacher"] = None if start is None else start.name
 
         def make(work: Path) -> None:
-            start = self.model_of(source)
+            model = self.model_of(source)
+            teacher = self.model_of(start) if self.tuning.distill else None
             # Stages that cut have a plan, the brief tuning has none.
             plan = Plan.read(source / "plan.json") if source and (source / "plan.json").exists() else None
             label = f"fine-tune: {LABELS[name]}"
-            finetune_to(self.prepared, self.tuning, work, self.progress, start=start, plan=plan, label=label)
+            finetune_to(
+                self.prepared, self.tuning, work, self.progress, start=model, plan=plan, teacher=teacher, label=label
+            )
 
         return self.workplace.stage(name.replace("_", "-"), inputs, make)
 
@@ -254,6 +294,7 @@ class Specialization:
         }
         trials = {name: read_json(folder / "trials.json") for name, folder in tuned.items()}
         results = assemble(self.prepared, self.sizes, validation, stages, trials, chosen, self.workplace.seconds)
+        results["tuning"] = tuning_facts(self.tuning, self.prepared.model)
         out = self.workplace.directory
         plan = json.loads((pruned / "plan.json").read_text(encoding="utf-8"))
         kept = kept_model(chosen, validation)

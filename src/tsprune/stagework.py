@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from tsprune.blocks.units import shell
+from tsprune.budgets import Budget, Sizes
+from tsprune.budgetwork import WORK, budget_of, settle_budget
 from tsprune.errors import TspruneError
 from tsprune.evaluation.cost import flops
 from tsprune.finetuning import Trial, finetune
@@ -20,10 +22,12 @@ from tsprune.models._loading import CONFIG, PLAN, WEIGHTS
 from tsprune.plan import Plan
 from tsprune.preparing import Prepared
 from tsprune.progress import Bar, Progress
-from tsprune.pruning import Round, parameters_to_reach, prune
+from tsprune.pruning import Outcome, prune, reach
+from tsprune.ranking import WHOLE
 from tsprune.registry import find
 from tsprune.repair import repair
-from tsprune.schedules.progressive import Progressive
+from tsprune.rounds import Round
+from tsprune.schedules._schedule import Schedule
 from tsprune.scores._taps import chosen_groups
 from tsprune.settings import FinetuneSettings, PruneSettings
 from tsprune.slimming import equivalence, make_plan, slim
@@ -41,6 +45,7 @@ def check_pruning(settings: PruneSettings, model: Forecaster | None = None) -> N
         model: the model to be pruned; None checks only what needs no model.
     """
     for flag, check in (
+        ("--schedule", lambda: find("tsprune.schedules", settings.schedule)),
         ("--score", lambda: find("tsprune.scores", settings.score)),
         ("--units", lambda: model is None or chosen_groups(model, settings.units)),
     ):
@@ -48,7 +53,12 @@ def check_pruning(settings: PruneSettings, model: Forecaster | None = None) -> N
             check()
         except TspruneError as error:
             raise TspruneError(f"{flag}: {error}") from None
-    _schedule(settings)
+    whole = [kind for kind in schedule_of(settings).kinds(settings.units) if kind in WHOLE]
+    if settings.uniform and whole:
+        raise TspruneError(
+            f"--uniform takes the same share of every group, and {whole[0]} has but one unit in each; leave it out, or "
+            "name other --units"
+        )
 
 
 def check_place(directory: Path) -> Path:
@@ -66,17 +76,24 @@ def check_place(directory: Path) -> Path:
     return directory
 
 
-def _schedule(settings: PruneSettings) -> Progressive:
-    return Progressive(settings.ratio, settings.rounds, settings.ema, settings.prune_patience)
+def schedule_of(settings: PruneSettings) -> Schedule:
+    """The schedule that the settings name, with their numbers."""
+    module = find("tsprune.schedules", settings.schedule)
+    made: Schedule = module.SCHEDULE(
+        settings.ratio, settings.rounds, settings.ema, settings.prune_patience, settings.epoch_batches
+    )
+    return made
 
 
-def adapt_to(ready: Prepared, settings: PruneSettings, out: Path, progress: Progress) -> None:
+def adapt_to(
+    ready: Prepared, settings: PruneSettings, out: Path, progress: Progress, *, dropout: float | None = None
+) -> None:
     """Tune briefly before scoring; writes `model/` and `trials.json`; resumes from `training/`.
 
     What matters to the pretrained weights is not quite what will matter once they are tuned, and the score's
-    expansion holds best near a minimum of the task's loss.
+    expansion holds best near a minimum of the task's loss. `dropout` as in the tuning that follows.
     """
-    finetune_to(ready, _brief(settings), out, progress, label="tune briefly before scoring")
+    finetune_to(ready, _brief(settings, dropout), out, progress, label="tune briefly before scoring")
 
 
 def adapted(ready: Prepared, settings: PruneSettings, progress: Progress) -> Forecaster:
@@ -88,21 +105,31 @@ def adapted(ready: Prepared, settings: PruneSettings, progress: Progress) -> For
         return finetune(ready.model, ready.train, ready.steering, brief, seed=ready.task.seed, report=steps).model
 
 
-def _brief(settings: PruneSettings) -> FinetuneSettings:
-    """One run at one rate without search; validation may hand the model back as it came."""
+def _brief(settings: PruneSettings, dropout: float | None = None) -> FinetuneSettings:
+    """One run of everything at one rate without search; validation may hand the model back as it came."""
     return FinetuneSettings(
-        steps=settings.adapt_steps, search_steps=0, learning_rates=(settings.adapt_rate,), evaluations=3
+        steps=settings.adapt_steps,
+        search_steps=0,
+        learning_rates=(settings.adapt_rate,),
+        evaluations=3,
+        dropout=dropout,
     )
 
 
 def prune_by_rounds(ready: Prepared, settings: PruneSettings, base: Forecaster, out: Path, progress: Progress) -> Plan:
-    """Progressive pruning of `base`; writes `rounds.json` and what `write_slim` writes."""
-    schedule = _schedule(settings)
-    with progress.stage("prune", settings.rounds) as bar:
+    """Prune `base` by the schedule, to the budget if there is one; writes `rounds.json` and what `write_slim` writes.
+
+    Every round is stored in `rounds/`, from where a killed pruning goes on, and which is removed at the end.
+    """
+    schedule, work = schedule_of(settings), out / WORK
+    budget = budget_of(ready, settings, base, work, progress)
+    last = schedule.last(budget is not None)
+    with progress.stage("prune", last or settings.rounds) as bar:
 
         def report(done: Round) -> None:
             note = f"loss {done.validation_loss:.4f}, {done.parameters / 1e6:.2f} M parameters"
-            bar.update(done.round, note)
+            # Where a budget ends the rounds, how many there will be is not known before.
+            bar.update(done.round if last else min(done.round, settings.rounds), note)
 
         outcome = prune(
             base,
@@ -115,24 +142,46 @@ def prune_by_rounds(ready: Prepared, settings: PruneSettings, base: Forecaster, 
             tolerance=settings.tolerance,
             seed=ready.task.seed,
             refit=settings.repair,
+            budget=budget,
+            uniform=settings.uniform,
+            regrow=settings.regrow,
+            directory=work,
             report=report,
         )
         best = outcome.best
-        bar.update(settings.rounds, f"kept round {best.round}, {best.removed_share:.0%} removed")
-    rounds = [{key: value for key, value in vars(r).items() if key != "kept"} for r in outcome.rounds]
-    write_json(out / "rounds.json", {"rounds": rounds, "best_round": best.round, "adapt_steps": settings.adapt_steps})
-    name = f"progressive ratio {settings.ratio:g} ema {settings.ema:g} rank {settings.rank}"
+        note = f"kept round {best.round}, {best.removed_share:.0%} removed"
+        bar.update(last or settings.rounds, note + (", the budget is out of reach" if outcome.missed else ""))
+    plan = write_slim(
+        ready, outcome.model, best.kept, out, score=settings.score, schedule=_told(settings, schedule, budget)
+    )
+    write_json(out / "rounds.json", _rounds(settings, outcome, budget))
+    settle_budget(ready, outcome.model, best.kept, budget, out, progress)
+    return plan
+
+
+def _told(settings: PruneSettings, schedule: Schedule, budget: Budget | None) -> str:
+    """The schedule in the words of the plan."""
+    name = f"{schedule.describe()} rank {settings.rank}"
+    name += f", to {budget.words}" if budget else f", validation decides within {settings.tolerance:g}"
+    name += ", uniform" if settings.uniform else ""
+    name += ", with regrowth" if settings.regrow else ""
     if settings.adapt_steps:
         name += f", scored after {settings.adapt_steps} tuning steps"
     if settings.repair:
         name += ", repaired by least squares after every round"
-    return write_slim(ready, outcome.model, best.kept, out, score=settings.score, schedule=name)
+    return name
 
 
-def read_scores(ready: Prepared, scores: Path, keep: float) -> dict[str, Any]:
-    """The content of a file of `tsprune score`, checked against the model and the share to keep."""
-    if not 0 < keep < 1:
-        raise TspruneError(f"--keep {keep} must lie between 0 and 1")
+def _rounds(settings: PruneSettings, outcome: Outcome, budget: Budget | None) -> dict[str, Any]:
+    """Content of `rounds.json`."""
+    rounds = [{key: value for key, value in vars(r).items() if key != "kept"} for r in outcome.rounds]
+    facts: dict[str, Any] = {"rounds": rounds, "best_round": outcome.best.round, "adapt_steps": settings.adapt_steps}
+    decided = {"budget": budget.words} if budget else {"tolerance": settings.tolerance}
+    return facts | {"schedule": settings.schedule} | decided
+
+
+def read_scores(ready: Prepared, scores: Path) -> dict[str, Any]:
+    """The content of a file of `tsprune score`, checked against the model."""
     try:
         stored = read_json(scores)
     except TspruneError as error:
@@ -150,12 +199,18 @@ def read_scores(ready: Prepared, scores: Path, keep: float) -> dict[str, Any]:
     return {"score": str(stored.get("score", "")), "values": values}
 
 
-def prune_by_scores(ready: Prepared, settings: PruneSettings, scores: Path, keep: float, out: Path) -> Plan:
-    """One shot by stored scores until at most `keep` of the parameters are left; writes as `prune_by_rounds`."""
-    stored = read_scores(ready, scores, keep)
-    goal = int(keep * ready.model.parameter_count())
-    kept = parameters_to_reach(ready.model, stored["values"], goal, settings.rank)
-    return one_shot(ready, settings, ready.model, kept, out, score=stored["score"], schedule=f"one shot keep {keep:g}")
+def prune_by_scores(ready: Prepared, settings: PruneSettings, scores: Path, out: Path, progress: Progress) -> Plan:
+    """One shot by stored scores until the budget is reached; writes what `write_slim` writes."""
+    stored = read_scores(ready, scores)
+    budget = budget_of(ready, settings, ready.model, out / WORK, progress)
+    if budget is None:
+        raise TspruneError("--scores needs a budget: give --keep, such as --keep 0.6, or --speedup")
+    sizes = Sizes.of(ready.model, budget.measure)
+    kept, _ = reach(ready.model, stored["values"], sizes, budget.goal, settings.rank, settings.uniform)
+    told = f"one shot {budget.words.removeprefix('--')}" + (", uniform" if settings.uniform else "")
+    plan = one_shot(ready, settings, ready.model, kept, out, score=stored["score"], schedule=told)
+    settle_budget(ready, ready.model, kept, budget, out, progress)
+    return plan
 
 
 def one_shot(
@@ -221,12 +276,15 @@ def finetune_to(
     *,
     start: Forecaster | None = None,
     plan: Plan | None = None,
+    teacher: Forecaster | None = None,
     label: str = "fine-tune",
 ) -> tuple[Trial, list[Trial]]:
-    """Fine-tune the prepared model, or `start`; writes `model/` and `trials.json`; resumes from `training/`."""
+    """Fine-tune the prepared model, or `start`; writes `model/` and `trials.json`; resumes from `training/`.
+
+    `teacher` is the dense model that is followed where the settings distill.
+    """
     model = ready.model if start is None else start
-    searched = settings.search_steps * len(settings.learning_rates)
-    total = settings.steps + (searched if len(settings.learning_rates) > 1 else 0)
+    total = settings.steps + settings.search_steps * settings.searched_rates
     with progress.stage(label, total) as bar:
         tuned = finetune(
             model,
@@ -236,6 +294,7 @@ def finetune_to(
             seed=ready.task.seed,
             directory=out / "training",
             report=_Steps(bar),
+            teacher=teacher,
         )
         bar.update(total, f"loss {tuned.best.validation_loss:.4f} at step {tuned.best.best_step}")
     write_json(out / "trials.json", [asdict(trial) for trial in tuned.trials])

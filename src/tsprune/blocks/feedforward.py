@@ -120,10 +120,10 @@ class FeedForward(Block):
         smaller.hidden = len(index)
         for name in self._inputs:
             layer, kind = getattr(self, name), f".{name}/in_channel"
-            live = _mask(chosen[kind], layer.in_features)
+            live = _mask(chosen.get(kind, []), layer.in_features)
             columns = live.nonzero().flatten() if kind in indexed else None
             setattr(smaller, name, layer.shrunk(index, columns, live_columns=live, reading=kind in indexed))
-        live = _mask(chosen[".wo/out_channel"], self.wo.out_features)
+        live = _mask(chosen.get(".wo/out_channel", []), self.wo.out_features)
         writing = ".wo/out_channel" in indexed
         stay = live.nonzero().flatten() if writing else None
         smaller.wo = self.wo.shrunk(stay, index, live_rows=live, writing=writing)

@@ -197,9 +197,3 @@ def check_floor(group: UnitGroup, kept: list[int]) -> list[int]:
     if len(kept) < group.floor:
         raise TspruneError(f"{group.name}: {len(kept)} units would stay, at least {group.floor} are needed")
     return kept
-
-
-def spread(kept: Sequence[int], width: int) -> Tensor:
-    """Entry indices of units that are each `width` entries wide."""
-    starts = torch.tensor(list(kept), dtype=torch.long, device="cpu") * width
-    return (starts[:, None] + torch.arange(width, device="cpu")).reshape(-1)

@@ -49,6 +49,8 @@ class Forecaster(nn.Module):
 
     family: ClassVar[str]
     capabilities: ClassVar[Capabilities]
+    head_paths: ClassVar[tuple[str, ...]] = ()
+    """Modules that turn the network's last state into forecasts: what trains when only the head does."""
     pretraining_corpora: tuple[str, ...] | None = None
 
     config: dict[str, Any]

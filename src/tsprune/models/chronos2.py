@@ -108,6 +108,7 @@ class Chronos2(Forecaster):
     """The Chronos-2 network under the tensor names of the public checkpoint."""
 
     family = "chronos2"
+    head_paths = ("output_patch_embedding",)
     capabilities = Capabilities(multivariate=True, past_covariates=True, known_covariates=True)
 
     def __init__(self, config: Mapping[str, Any]) -> None:

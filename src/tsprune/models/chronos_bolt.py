@@ -118,6 +118,7 @@ class ChronosBolt(Forecaster):
     """
 
     family = "chronos_bolt"
+    head_paths = ("output_patch_embedding",)
     capabilities = Capabilities()
 
     def __init__(self, config: Mapping[str, Any]) -> None:

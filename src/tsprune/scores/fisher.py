@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor
 
 from tsprune.data.batch import Batch
-from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster
-from tsprune.scores._taps import chosen_groups, gate_gradients
+from tsprune.scores._taps import gradient_totals
+from tsprune.scores._work import Totals
 
 NEEDS = "backward"
 
@@ -36,14 +35,19 @@ def scores(
     Raises:
         TspruneError: no batch, or the model has no unit of a wanted kind.
     """
-    groups = chosen_groups(model, kinds)
-    totals = {name: torch.zeros(group.units, dtype=torch.float64) for name, group in groups.items()}
-    windows = 0
-    for batch in batches:
-        gradients = gate_gradients(model, batch.to(model.device), groups)
-        for name, g in gradients.items():
-            totals[name] += (-g + g.square() / 2).sum(0).cpu()
-        windows += len(next(iter(gradients.values())))
-    if not windows:
-        raise TspruneError("scoring needs at least one batch of windows, got none")
-    return {name: total / windows for name, total in totals.items()}
+    return finish(model, collect(model, batches, kinds=kinds), kinds=kinds)
+
+
+def collect(model: Forecaster, batches: Iterable[Batch], *, kinds: Sequence[str]) -> Totals:
+    """What has to be known of the windows, as sums over them."""
+    return gradient_totals(model, batches, kinds, of_window)
+
+
+def finish(model: Forecaster, totals: Totals, *, kinds: Sequence[str]) -> dict[str, Tensor]:
+    """Scores from the sums; see `scores`."""
+    return totals.means()
+
+
+def of_window(gradients: Tensor) -> Tensor:
+    """Predicted loss change of each window, from gate gradients of the same shape."""
+    return -gradients + gradients.square() / 2
