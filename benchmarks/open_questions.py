@@ -29,6 +29,7 @@ from tasks import (
     cut,
     dense,
     errors,
+    idle,
     kept_model,
     latest,
     mean,
@@ -377,8 +378,8 @@ def main() -> None:
     for some in (first(given), references(given), cells):
         found |= run(work, setup, some, store, given.jobs)
     answers = {question: answer(question, found, given) for question in given.questions}
-    listed = [{"cell": list(cell), **entry} for cell, entry in found.items()]
-    write_json(given.out, {"answers": answers} | provenance(setup) | {"cells": listed})
+    whole = {"answers": answers, "handed back untuned": idle(found), **provenance(setup)}
+    write_json(given.out, whole | {"cells": [{"cell": list(cell), **entry} for cell, entry in found.items()]})
     for said in answers.values():
         print(f"\n{said.pop('question')}")
         show(said)

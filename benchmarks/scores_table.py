@@ -32,6 +32,7 @@ from tasks import (
     cut,
     errors,
     goal,
+    idle,
     mean,
     provenance,
     scored,
@@ -269,6 +270,7 @@ def main() -> None:
         "before tuning, repaired": tables["repaired"],
         "before tuning, cut only": tables["cut"],
         "after tuning, over the uncut model tuned alike": tuned,
+        "handed back untuned": idle(found),
         "rank correlation with true removal": {name: found["truth", name] for name in given.sets},
     }
     listed = [{"cell": list(cell), **entry} for cell, entry in found.items()]
@@ -277,6 +279,7 @@ def main() -> None:
     show(tables["repaired"])
     print(f"winner: {order[0]}; after tuning, over full fine-tuning:")
     show(tuned)
+    print(f"handed back untuned by validation: {idle(found)}")
 
 
 if __name__ == "__main__":

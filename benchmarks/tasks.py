@@ -221,6 +221,12 @@ def latest(windows: TrainingWindows, share: float) -> TrainingWindows:
     return replace(windows, windows=whole.subset(kept))
 
 
+def idle(found: Mapping[Any, Mapping[str, Any]]) -> str:
+    """In how many tuned cells validation handed the model back untuned; many make an `after tuning` table empty."""
+    steps = [entry["best_step"] for entry in found.values() if "best_step" in entry]
+    return f"{sum(step == 0 for step in steps)} of {len(steps)}"
+
+
 def mean(values: Sequence[float]) -> float:
     """Plain mean, rounded for the JSON."""
     return round(float(np.mean(values)), 5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import tsprune
@@ -25,6 +25,8 @@ from tsprune.stages import read_json
 
 CONTEXT = 44
 MODELS = ("chronos2", "chronos_bolt", "experts")
+# A failing case is small as it is, and every try takes a forecast.
+WITHOUT_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)
 INNER = ("head", "kv_group", "qk_pair", "value_dim", "ffn_channel")
 
 
@@ -42,7 +44,7 @@ def flops_of(name: str, horizon: int) -> Flops:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None, phases=WITHOUT_SHRINKING)
 @given(data=st.data())
 def test_when_a_model_is_cut_then_its_operations_are_those_counted_in_a_forecast(
     name: str, data: st.DataObject
@@ -126,7 +128,7 @@ def test_when_a_table_is_measured_then_the_uncut_model_is_predicted_as_measured_
     assert latency(model) == pytest.approx(table.dense_ms, rel=1e-9)
     assert table.rest_ms >= 0
     for shares, times in table.times.values():
-        assert shares == sorted(shares) and shares[-1] == pytest.approx(1.0)
+        assert shares == sorted(shares) and shares[0] < 0.5 and shares[-1] == pytest.approx(1.0)
         assert times == sorted(times) and times[0] > 0
     groups = {n: g for n, g in model.unit_groups().items() if g.kind in ("head", "ffn_channel")}
     left = [

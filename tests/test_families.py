@@ -11,8 +11,8 @@ import torch
 
 from tests.tiny import FAMILIES, LEVELS, grouped_batch, tiny_batch, tiny_config, tiny_model, waves
 from tsprune import registry
-from tsprune.blocks.gate import Tap
 from tsprune.blocks.across import SingleStepAttention
+from tsprune.blocks.gate import Tap
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster, window_index

@@ -131,7 +131,7 @@ class Flops:
         shares = _experts(model)
         for path, module in model.named_modules():
             if isinstance(module, nn.Linear):
-                tokens = self.tokens.get(path, 0)
+                tokens = float(self.tokens.get(path, 0))
                 if (home := self._home(path)) is not None and shares.get(home):
                     # Every token still goes to as many experts as before.
                     tokens = self._expert_tokens(home, path) / shares[home]
@@ -168,25 +168,35 @@ def _experts(model: nn.Module) -> dict[str, int]:
 
 
 def _run(model: Forecaster, context: int, horizon: int, batch: int) -> tuple[dict[str, int], dict[str, int], int]:
-    """One forecast: tokens through every linear map, operations of every module, operations in all."""
+    """One forecast: tokens through every linear map, operations of every attention, operations in all."""
     tokens: dict[str, int] = {}
+    counted: dict[str, int] = {}
+    counter = FlopCounterMode(display=False)
 
     def count(path: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
         tokens[path] = tokens.get(path, 0) + prod(given[0].shape[:-1])
 
-    handles = [
-        module.register_forward_pre_hook(partial(count, path))
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
+    # The counter has names of its own for modules, which depend on how the model calls them.
+    def begin(path: str, *_: Any) -> None:
+        counted[path] = counted.get(path, 0) - counter.get_total_flops()
+
+    def end(path: str, *_: Any) -> None:
+        counted[path] += counter.get_total_flops()
+
+    handles = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            handles.append(module.register_forward_pre_hook(partial(count, path)))
+        elif isinstance(module, Attention):
+            handles.append(module.register_forward_pre_hook(partial(begin, path)))
+            handles.append(module.register_forward_hook(partial(end, path)))
     try:
-        with FlopCounterMode(display=False) as counter:
+        with counter:
             total = flops(model, context, horizon, batch)
     finally:
         for handle in handles:
             handle.remove()
-    root = f"{type(model).__name__}."
-    return tokens, {name.removeprefix(root): sum(n.values()) for name, n in counter.get_flop_counts().items()}, total
+    return tokens, counted, total
 
 
 class PredictedLatency:

@@ -229,6 +229,13 @@ def refuse_unsupported(panel: Panel, model: Forecaster, together: bool) -> None:
             raise TspruneError(
                 f"family {model.family} cannot use {what}; leave out {flag}, or choose a family that can (chronos2)"
             )
+    # A model cut on groups of series lost what they did not need either, and was judged so.
+    on_groups = [model.task.get(key) for key in ("together", "past_covariates", "known_covariates")]
+    if (together or panel.past_names or panel.known_names) and not model.mixes_series and not any(on_groups):
+        raise TspruneError(
+            "this model was pruned for single series and has no queries and keys left to tell the series of a group "
+            "apart; leave out --together, --past-covariates and --known-covariates, or start from the unpruned model"
+        )
 
 
 def other_task(tuned_for: Mapping[str, Any], panel: Panel, together: bool) -> list[str]:

@@ -39,7 +39,8 @@ def slim(model: Model, kept: Kept | Plan, indexed: Collection[str] = ()) -> Mode
     """
     if isinstance(kept, Plan):
         kept.check(model)
-        kept, indexed = kept.kept, {*indexed, *kept.indexed}
+        indexed = {*indexed, *kept.indexed}
+        kept = kept.kept
     indexed = {*indexed, *model.indexed}
     cuts = closed(model, kept)
     smaller: Model = _Rebuild(cuts, _tensors(model), indexed=indexed).of(model, "")

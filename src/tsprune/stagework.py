@@ -16,6 +16,7 @@ from tsprune.budgetwork import WORK, budget_of, settle_budget
 from tsprune.errors import TspruneError
 from tsprune.evaluation.cost import flops
 from tsprune.finetuning import Trial, finetune
+from tsprune.indexing import worth_indexing
 from tsprune.models import save
 from tsprune.models._forecaster import TASK, Forecaster
 from tsprune.models._loading import CONFIG, PLAN, WEIGHTS
@@ -234,9 +235,10 @@ def write_slim(
     ready: Prepared, base: Forecaster, kept: Mapping[str, Sequence[int]], out: Path, *, score: str, schedule: str
 ) -> Plan:
     """Cut `base`; write `plan.json`, with the operations before and after, `equivalence.json` and the slim `model/`."""
-    smaller = slim(base, kept)
-    checked = masked_against_slim(ready, base, smaller, kept)
     sizes = {"context": ready.split.context, "horizon": ready.horizon}
+    indexed = worth_indexing(base, kept, **sizes, rows=ready.task.latency_batch)
+    smaller = slim(base, kept, indexed)
+    checked = masked_against_slim(ready, base, smaller, kept)
     plan = make_plan(
         ready.model,
         kept,
@@ -247,6 +249,7 @@ def write_slim(
         data_fingerprint=ready.identity["data"],
         seed=ready.task.seed,
         flops={"before": flops(ready.model, **sizes), "after": flops(smaller, **sizes)},
+        indexed=indexed,
     )
     save(smaller, out / "model", plan)
     plan.write(out / "plan.json")

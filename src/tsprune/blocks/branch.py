@@ -62,8 +62,12 @@ class Branch(Block):
 
     def _everything(self) -> tuple[Part, ...]:
         """Every weight of the branch, as belonging to its one unit."""
-        weights = [m for m in self.modules() if isinstance(getattr(m, "weight", None), nn.Parameter)]
-        return tuple(Part(m, 0, torch.zeros(m.weight.shape[0], dtype=torch.long, device="cpu")) for m in weights)  # type: ignore[operator,index]
+        found = []
+        for module in self.modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, nn.Parameter):
+                found.append(Part(module, 0, torch.zeros(weight.shape[0], dtype=torch.long, device="cpu")))
+        return tuple(found)
 
     def cut(self, kept: Mapping[str, Sequence[int]], indexed: Collection[str] = ()) -> Branch:
         """A copy with the branch (`[0]`) or without it (`[]`)."""

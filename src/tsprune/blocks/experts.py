@@ -107,7 +107,8 @@ class MixtureOfExperts(Block):
         chosen = super().settled(kept)
         if len(chosen["expert"]) < self.top_k:
             raise TspruneError(
-                f"{len(chosen['expert'])} experts would stay, every token is sent to {self.top_k}; keep at least that many"
+                f"{len(chosen['expert'])} experts would stay, every token is sent to {self.top_k}; "
+                "keep at least that many"
             )
         return chosen
 

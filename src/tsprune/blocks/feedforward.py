@@ -73,10 +73,7 @@ class FeedForward(Block):
         if self.hidden == 0:
             empty: Tensor = self.wo(x.new_zeros(*x.shape[:-1], 0), rows)
             return empty
-        if self.gated:
-            inner = self.act(self.wi_0(x, rows)) * self.wi_1(x, rows)
-        else:
-            inner = self.act(self.wi(x, rows))
+        inner = self.act(self.wi_0(x, rows)) * self.wi_1(x, rows) if self.gated else self.act(self.wi(x, rows))
         projected: Tensor = self.wo(self.gate(self.dropout(inner), rows), rows)
         return projected
 
@@ -140,6 +137,8 @@ class FeedForward(Block):
 
 
 def _mask(units: Sequence[int], size: int) -> Tensor:
+    if len(units) == size:
+        return torch.ones(size, dtype=torch.bool, device="cpu")
     found = torch.zeros(size, dtype=torch.bool, device="cpu")
     found[list(units)] = True
     return found

@@ -138,7 +138,7 @@ def _cut_table(table: nn.Embedding, heads: Tensor) -> nn.Embedding:
 
 def _mask(units: Sequence[int] | None, size: int) -> Tensor:
     """bool `[size]`; None stands for all."""
-    if units is None:
+    if units is None or len(units) == size:
         return torch.ones(size, dtype=torch.bool, device="cpu")
     found = torch.zeros(size, dtype=torch.bool, device="cpu")
     found[list(units)] = True

@@ -53,11 +53,12 @@ class ChannelLinear(nn.Linear):
             return F.linear(x, self.weight, self.bias)
         if self.reads is not None:
             x = x.index_select(-1, self.reads.to(x.device))
-        if self.channel_gates:
-            x = self.channel_gates["in_channel"](x, rows)
+        gates = self.channel_gates
+        if gates and gates["in_channel"].used:
+            x = gates["in_channel"](x, rows)
         out = F.linear(x, self.weight, self.bias)
-        if self.channel_gates:
-            out = self.channel_gates["out_channel"](out, rows)
+        if gates and gates["out_channel"].used:
+            out = gates["out_channel"](out, rows)
         if self.writes is not None:
             whole = out.new_zeros(*out.shape[:-1], self.span)
             out = whole.index_copy(-1, self.writes.to(out.device), out)

@@ -34,7 +34,7 @@ class Part:
     @property
     def weight(self) -> Tensor:
         """The weight, `[out, in]`."""
-        found: Tensor = self.layer.weight
+        found: Tensor = self.layer.weight  # type: ignore[assignment]
         return found
 
     @property

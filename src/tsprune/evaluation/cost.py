@@ -132,7 +132,7 @@ def latency(
     batches = {name: random_batch(m, batch_size, context, horizon, seed) for name, m in models.items()}
     wall: dict[str, list[int]] = {name: [] for name in models}
     processor: dict[str, list[int]] = {name: [] for name in models}
-    with _threads(threads):
+    with threads_set(threads):
         for name, model in models.items():
             for _ in range(warmup):
                 _finish(model.forecast(batches[name], horizon, DECILES))
@@ -191,7 +191,8 @@ class _Neighbours:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def threads_set(number: int) -> Iterator[None]:
+    """So many threads for torch; as before afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Self
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from tsprune.blocks.branch import Branch
 from tsprune.errors import TspruneError
-from tsprune.evaluation.cost import latency, random_batch
+from tsprune.evaluation.cost import latency, random_batch, threads_set
 from tsprune.evaluation.metrics import DECILES
 from tsprune.models._forecaster import Forecaster
 from tsprune.slimming import slim
@@ -106,7 +105,7 @@ def measure_table(
     sizes = [slim(model, _kept(model, share)).eval() for share in SHARES]
     left = [branch_operations(cut, operations(cut)) for cut in sizes]
     times: dict[str, list[list[float]]] = {}
-    with _one_thread(), torch.no_grad():
+    with threads_set(1), torch.no_grad():
         for call, (path, given, named) in inputs.items():
             # Once a cut has emptied a branch (of one unit), the branch of the next larger size stands in.
             there = [
@@ -192,13 +191,3 @@ def _median_ms(
             if turn >= 2:
                 found[place].append(clock() - before)
     return [float(np.median(times)) * 1e-6 for times in found]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

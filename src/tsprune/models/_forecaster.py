@@ -184,6 +184,11 @@ class Forecaster(nn.Module):
                 gate.mask = mask_before
 
     @property
+    def mixes_series(self) -> bool:
+        """Whether the series of a group can still tell each other apart; a cut for single series may end that."""
+        return True
+
+    @property
     def task(self) -> Mapping[str, Any]:
         """What the model was tuned for, such as `horizon` and `context`; empty for a model that does not say."""
         told = self.config.get(TASK)

@@ -135,7 +135,9 @@ def whole_plan(model: Forecaster, plan: Plan | None) -> Plan:
     # Groups that the plan lists as whole are kept in it: they do no harm and were reviewed.
     # What was planned for a block that is gone altogether is moot.
     left = model.unit_groups()
-    listed = {} if plan is None else {n: g for n, g in plan.groups.items() if n in groups and n in left and n not in kept}
+    listed = (
+        {} if plan is None else {n: g for n, g in plan.groups.items() if n in groups and n in left and n not in kept}
+    )
     for name, group in listed.items():
         if len(group.kept) != groups[name].units:
             raise TspruneError(

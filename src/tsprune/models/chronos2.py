@@ -148,6 +148,15 @@ class Chronos2(Forecaster):
         """A model with fresh weights."""
         return cls(config)
 
+    @property
+    def mixes_series(self) -> bool:
+        """Whether some attention across series has queries and keys left, or none of them has any heads.
+
+        Single series have no use for these queries and keys, so a cut for them removes them first.
+        """
+        across = [m for m in self.modules() if isinstance(m, AcrossSeriesAttention) and m.heads]
+        return not across or any(attention.shape.pair_width for attention in across)
+
     def reset_parameters(self) -> None:
         """Fresh weights."""
         fresh_weights(self, self.encoder.head_width, len(self.encoder.block))

@@ -110,7 +110,7 @@ def input_squares(maps: Mapping[str, nn.Linear]) -> Iterator[dict[str, Tensor]]:
 def _squares(tokens: Tensor) -> Tensor:
     """Sums of squares over tokens `[n, in]`: `[in]`, float64; some tokens at a time, as squaring copies them."""
     total = torch.zeros(tokens.shape[1], dtype=torch.float64, device=tokens.device)
-    for part in tokens.split(TOKENS):
+    for part in torch.split(tokens, TOKENS):
         wide = part.float() if part.dtype in (torch.bfloat16, torch.float16) else part
         total += wide.square().sum(0, dtype=torch.float64)
     return total
