@@ -24,7 +24,6 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 BATCHES = [tiny_batch(6, seed=seed) for seed in range(3)]
 
 
-
 def spread(kept: list[int], width: int) -> torch.Tensor:
     """Entry indices of units that are each `width` entries wide."""
     return torch.tensor([unit * width + place for unit in kept for place in range(width)], dtype=torch.long)

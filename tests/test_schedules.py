@@ -197,8 +197,12 @@ def test_when_there_is_a_budget_then_every_schedule_ends_on_it_within_one_unit(n
     groups = model.unit_groups()
     assert all(len(units) >= groups[name].floor for name, units in last.kept.items())
     assert sees(slim(model, last.kept))
-    goal, found = keep * size(model, of), size(slim(model, last.kept), of)
     whole = Sizes.of(model, Flops(model, 44, 16) if of == "flops" else parameters)
+    goal, found = keep * size(model, of), size(slim(model, last.kept), of)
+    if of == "flops" and family == "experts":
+        # Which expert a token goes to after the cut is not known before: even shares are what the budget counts.
+        assert found == pytest.approx(whole(last.kept), rel=0.05)
+        found = int(whole(last.kept))
     if outcome.missed:
         assert name == "layer_drop" and found > goal
         return
@@ -298,3 +302,18 @@ def test_when_online_then_units_are_counted_not_parameters(monkeypatch: pytest.M
             alive -= max(1, round(0.2 * alive))
         assert sum(len(units) for units in done.kept.values()) == alive
     assert (len(outcome.rounds), outcome.best.round) == (4, 2)
+
+
+def test_when_online_then_units_without_any_trace_go_at_once_and_for_free() -> None:
+    """Queries and keys of an attention that sees one row at a time have no gradient at all."""
+    model = tiny_model("chronos2", num_layers=1)
+    idle = "encoder.block.0.layer.1.self_attention/qk_pair"
+    whole = model.unit_groups()
+    alive = sum(g.units for g in whole.values() if g.kind == "qk_pair") - whole[idle].units
+    schedule = EmaOnline(ratio=0.25, rounds=1, steps=1)
+    outcome = prune(
+        model, lambda _: VALIDATION, VALIDATION, score="fisher", schedule=schedule, kinds=("qk_pair",), tolerance=9.0
+    )
+    kept = outcome.rounds[1].kept
+    assert kept[idle] == []
+    assert sum(len(units) for units in kept.values()) == alive - max(1, round(0.25 * alive))

@@ -174,7 +174,7 @@ def show_results(results: dict[str, Any]) -> None:
 
 def run_score(chosen: Chosen, quiet: bool) -> None:
     """Score every unit of a model on training windows of your series."""
-    from tsprune.scoring import check_score, score_to
+    from tsprune.scoring import score_to
     from tsprune.stages import writable_file
     from tsprune.stagework import adapted, check_pruning
     from tsprune.tuningwork import refuse_rewind
@@ -184,7 +184,6 @@ def run_score(chosen: Chosen, quiet: bool) -> None:
     check_pruning(settings)
     refuse_rewind(settings)
     out = writable_file(Path(chosen.make(ScoreOutput).out))
-    check_score(settings)
     ready = _prepared(chosen, progress, "sizes" if settings.adapt_steps else "train")
     check_pruning(settings, ready.model)
     for line in score_to(ready, adapted(ready, settings, progress), settings, out, progress):

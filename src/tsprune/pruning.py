@@ -248,7 +248,9 @@ class _Pruner:
         if goal is not None:
             left, _ = shortest(self.prunable, start, order, self.sizes, goal)
         else:
-            there = int(_units(alive))
+            # What leaves no trace in the loss goes at once and for free (2505.23195).
+            idle = sum(float(scores[name][unit]) == 0.0 for name, unit in order)
+            there = int(_units(alive)) - idle
             left, _ = shortest(self.prunable, start, order, self._units, there - self.schedule.count(there))
             if final is not None and self.sizes(left) < final:
                 # So many units would be more than the budget asks for.

@@ -106,5 +106,5 @@ def data_digest(batches: Sequence[Batch]) -> str:
         for name, value in vars(batch).items():
             if isinstance(value, Tensor):
                 found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-                found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,18 @@ from tsprune.stability import as_json, scored, told
 from tsprune.stages import write_json
 
 
-def check_score(settings: PruneSettings) -> None:
+def check_score(settings: PruneSettings, kinds: Sequence[str]) -> None:
     """Refuse, before any work, kinds of units that the score has no value for.
+
+    Args:
+        settings: name the score.
+        kinds: the kinds that are to be scored.
 
     Raises:
         TspruneError: such a kind; names those the score can do.
     """
     able = getattr(find("tsprune.scores", settings.score), "KINDS", None)
-    if able is not None and (beyond := [kind for kind in settings.units if kind not in able]):
+    if able is not None and (beyond := [kind for kind in kinds if kind not in able]):
         raise TspruneError(
             f"--units: the score {settings.score} has no value for units of kind {beyond[0]!r}, it can score "
             f"{', '.join(able)}; name only these, or choose another --score"

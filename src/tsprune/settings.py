@@ -9,6 +9,7 @@ from typing import Any, Literal
 from tsprune.amounts import byte_count
 from tsprune.blocks.kinds import KINDS
 from tsprune.errors import TspruneError
+from tsprune.registry import names
 
 
 def option(default: Any, text: str) -> Any:
@@ -48,7 +49,7 @@ class TaskSettings:
 class PruneSettings:
     """How to prune."""
 
-    score: str = option("fisher", "Importance score; a file of tsprune/scores.")
+    score: str = option("fisher", f"Importance score: {', '.join(names('tsprune.scores'))}.")
     schedule: str = option(
         "progressive",
         "How much goes when: progressive, one_shot, cubic, ema_online (units go after every macro-batch, an epoch is a "

@@ -66,7 +66,7 @@ def closed(model: Forecaster, kept: Kept) -> dict[str, list[int]]:
     for path, block in model.named_modules():
         if not isinstance(block, Block):
             continue
-        local = {_local(group.name, path): group for group in block.unit_groups(path)}
+        local = {_local(group.name, path): group for group in block.groups(path)}
         chosen = {kind: kept[group.name] for kind, group in local.items() if group.name in kept}
         if not any(len(units) < local[kind].units for kind, units in chosen.items()):
             continue
@@ -89,7 +89,7 @@ def minimal(model: Forecaster, kept: Kept, named: Collection[str] = ()) -> dict[
     for path, block in model.named_modules():
         if not isinstance(block, Block):
             continue
-        names = {_local(group.name, path): group.name for group in block.unit_groups(path)}
+        names = {_local(group.name, path): group.name for group in block.groups(path)}
         chosen = {kind: left[name] for kind, name in names.items() if name in left}
         for wanted in order:
             for kind in [k for k in chosen if k.rsplit("/", 1)[-1] == wanted and names[k] not in named]:
@@ -283,7 +283,7 @@ class _Rebuild:
     def _cut(self, block: Block, path: str) -> Block:
         if not self.cuts:
             return block
-        local = {group.name: _local(group.name, path) for group in block.unit_groups(path)}
+        local = {group.name: _local(group.name, path) for group in block.groups(path)}
         chosen = {kind: self.cuts[name] for name, kind in local.items() if name in self.cuts}
         return block.cut(chosen, [kind for name, kind in local.items() if name in self.indexed]) if chosen else block
 

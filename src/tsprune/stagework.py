@@ -30,6 +30,7 @@ from tsprune.repair import repair
 from tsprune.rounds import Round
 from tsprune.schedules._schedule import Schedule
 from tsprune.scores._taps import chosen_groups
+from tsprune.scoring import check_score, portions
 from tsprune.settings import FinetuneSettings, PruneSettings
 from tsprune.slimming import equivalence, make_plan, slim
 from tsprune.stages import read_json, writable, write_json
@@ -54,7 +55,9 @@ def check_pruning(settings: PruneSettings, model: Forecaster | None = None) -> N
             check()
         except TspruneError as error:
             raise TspruneError(f"{flag}: {error}") from None
-    whole = [kind for kind in schedule_of(settings).kinds(settings.units) if kind in WHOLE]
+    kinds = schedule_of(settings).kinds(settings.units)
+    check_score(settings, kinds)
+    whole = [kind for kind in kinds if kind in WHOLE]
     if settings.uniform and whole:
         raise TspruneError(
             f"--uniform takes the same share of every group, and {whole[0]} has but one unit in each; leave it out, or "
@@ -134,7 +137,7 @@ def prune_by_rounds(ready: Prepared, settings: PruneSettings, base: Forecaster, 
 
         outcome = prune(
             base,
-            lambda number: ready.macro_batch(number, settings.prune_windows),
+            lambda number: portions(base, ready.macro_batch(number, settings.prune_windows), settings),
             ready.steering,
             score=settings.score,
             schedule=schedule,

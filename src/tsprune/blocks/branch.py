@@ -105,7 +105,7 @@ class Layer(Block):
 
     def unit_groups(self, path: str) -> list[UnitGroup]:
         """One group of one unit: the layer, through the gates of its branches."""
-        alive = [group for branch in self.branches for group in branch.unit_groups(path)]
+        alive = [group for branch in self.branches for group in branch.groups(path)]
         if not alive:
             return []
         gates = tuple(gate for group in alive for gate in group.gates)

@@ -15,6 +15,7 @@ from tsprune.blocks.kinds import KINDS as KINDS
 from tsprune.errors import TspruneError
 
 Module = TypeVar("Module", bound=nn.Module)
+KNOWN_GROUPS = "_known_groups"
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +129,13 @@ class Block(nn.Module):
         """The groups of this block itself, not of the blocks inside it."""
         raise TspruneError(f"{type(self).__name__} at {path} does not say which units it has")
 
+    def groups(self, path: str) -> list[UnitGroup]:
+        """The same, made once: a block never changes its units, it returns a smaller block."""
+        known: dict[str, list[UnitGroup]] = self.__dict__.setdefault(KNOWN_GROUPS, {})
+        if path not in known:
+            known[path] = self.unit_groups(path)
+        return known[path]
+
     def settled(self, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
         """What of every kind is left once units that only serve units that go have gone too.
 
@@ -137,7 +145,7 @@ class Block(nn.Module):
         Returns:
             The same for all kinds that the block has, sorted.
         """
-        groups = {group.name.removeprefix("/"): group.units for group in self.unit_groups("")}
+        groups = {group.name.removeprefix("/"): group.units for group in self.groups("")}
         if unknown := [kind for kind in kept if kind not in groups]:
             raise TspruneError(f"{type(self).__name__} has no units of kind {unknown[0]!r}")
         return {
@@ -175,8 +183,9 @@ class Block(nn.Module):
 def shell(module: Module) -> Module:
     """A copy of a module whose dictionaries are its own; parameters and children are still shared."""
     twin = copy.copy(module)
+    vars(twin).pop(KNOWN_GROUPS, None)
     for name, value in vars(module).items():
-        if isinstance(value, dict | set):
+        if isinstance(value, dict | set) and name != KNOWN_GROUPS:
             object.__setattr__(twin, name, value.copy())
     return twin
 

@@ -147,10 +147,7 @@ class Forecaster(nn.Module):
     def unit_groups(self) -> dict[str, UnitGroup]:
         """Every group of units in the model, by name, in network order."""
         groups = [
-            group
-            for path, block in self.named_modules()
-            if isinstance(block, Block)
-            for group in block.unit_groups(path)
+            group for path, block in self.named_modules() if isinstance(block, Block) for group in block.groups(path)
         ]
         return {group.name: group for group in groups}
 

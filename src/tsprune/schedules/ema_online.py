@@ -14,8 +14,9 @@ class EmaOnline(Schedule):
     """K = ratio / steps of the units still alive go after each macro-batch, by smoothed scores.
 
     A round is an epoch of `steps` macro-batches, so that it removes about 1 - exp(-ratio) of the units. Units are
-    counted, whatever they cost. Pruning stops at the first epoch that does not improve validation, and keeps the best
-    one; the unpruned model is epoch 0. With a budget it goes on until that is reached.
+    counted, whatever they cost; those whose score is exactly zero go at once and do not count. Pruning stops at the
+    first epoch that does not improve validation, and keeps the best one; the unpruned model is epoch 0. With a budget
+    it goes on until that is reached.
     """
 
     @property
