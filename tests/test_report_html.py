@@ -228,6 +228,15 @@ def test_when_best_round_is_zero_then_report_says_nothing_was_removed() -> None:
     assert "it is round 0" not in _full()
 
 
+def test_when_a_budget_ends_the_rounds_then_report_does_not_speak_of_tolerance() -> None:
+    results = fixture.results()
+    assert "within the tolerance of the lowest" in render(results, fixture.plan(), fixture.forecasts(1), None)
+    results["pruning"] |= {"budget": "--keep 0.6", "best_round": 7}
+    page = render(results, fixture.plan(), fixture.forecasts(1), None)
+    assert "it reaches the budget, --keep 0.6" in page
+    assert "within the tolerance of the lowest" not in page
+
+
 def test_when_lengths_differ_then_forecast_example_names_the_path() -> None:
     with pytest.raises(TspruneError, match=r"'s': quantile 0.5 has 1 steps, truth has 2"):
         ForecastExample("s", "w", [], [1.0, 2.0], {0.5: [1.0]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,10 +33,10 @@ SMALL = [
 ]
 SMALL += ["--adapt-steps", "0", "--data", "wide.csv", "--threads", "1"]
 LAUNCHERS = {
-    "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"],
+    "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"],
     "accelerate": [
-        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "29618"),
-        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"),
     ],
 }
 
@@ -51,7 +52,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launched(launcher: str, arguments: list[str], folder: Path) -> tuple[int, str, str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder / "tmp")}
     (folder / "tmp").mkdir(exist_ok=True)
-    before = [sys.executable, *LAUNCHERS[launcher]]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    before = [sys.executable, *LAUNCHERS[launcher], port]
     done = subprocess.run(
         [*before, "-m", "tsprune", *arguments],
         cwd=folder, env=environment, text=True, capture_output=True, timeout=240, check=False,

@@ -308,9 +308,12 @@ class Specialization:
             with_task(model, self.prepared), out / "model", None if source is None else Plan.read(source / "plan.json")
         )
         write_json(out / "plan.json", plan)
+        # Kinds that were not to go would only fill the heat map with whole cells.
+        kinds = {"head", "ffn_channel", *(group["kind"] for group in plan["groups"].values())}
         units = {
             name: {"kind": group.kind, "units": group.units, "parameters": group.parameters}
             for name, group in self.prepared.model.unit_groups().items()
+            if group.kind in kinds
         }
         write_report(out / "report.html", results, plan, examples_from(test), units)
         write_json(out / "results.json", results)
