@@ -8,8 +8,9 @@ OUT ?= tsprune-run
 demo: $(VENV)/.runtime
 	$(VENV)/bin/tsprune specialize --out $(OUT)
 
+# One worker and one thread for each core; files stay whole, as their tests share what is slow to set up.
 test: lint
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 test-heavy: $(VENV)/.development
 	$(VENV)/bin/python -m pytest -m heavy

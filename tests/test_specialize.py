@@ -111,8 +111,8 @@ def test_masked_and_slim_are_compared_and_agree(found: Specialist) -> None:
 def test_a_slim_model_that_is_wrong_stops_the_run_before_the_test_part_is_opened(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(model: Any, kept: Any) -> Any:
-        smaller = slim(model, kept)
+    def wrong(model: Any, kept: Any, *rest: Any) -> Any:
+        smaller = slim(model, kept, *rest)
         with torch.no_grad():
             next(p for n, p in smaller.named_parameters() if n.endswith("o.weight")).mul_(1.001)
         return smaller
