@@ -143,5 +143,8 @@ def _of_part(part: Part, norm: Tensor | None, units: int) -> Tensor:
     """Sums for each unit, `[U]`; a map that was never called carries nothing."""
     if norm is None:
         return torch.zeros(units, dtype=torch.float64)
-    weighed = part.weight.detach().double().abs().cpu() * norm
-    return part.sum_by_unit(weighed.sum(1 - part.axis), units).cpu()
+    sizes = part.weight.detach().abs()
+    norm = norm.to(sizes.device)
+    # Column by column the norm is one factor, so that no copy of the weight in float64 is needed.
+    whole = sizes.double() @ norm if part.axis == 0 else sizes.sum(0, dtype=torch.float64) * norm
+    return part.sum_by_unit(whole, units).cpu()
