@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/score_costs.py [--rounds 3] [--shapes bolt_small mini]
 
 At the Chronos-Bolt-small shape with random weights, and on the bundled model; one thread. A scoring is of three batches
-(a run scores eight), so that what is done once for a scoring counts as it does there. In every round the forward pass and all scores take turns, so that a neighbour on the machine hits all of them; each ratio is of neighbours in
-time. Ablation and stable rank are several passes by definition and timed on a single batch, once. Marks: fisher at most 2.2
+(a run scores eight), so that what is done once for a scoring counts as it does there. In every round the forward pass
+and all scores take turns, so that a neighbour on the machine hits all of them; each ratio is of neighbours in time.
+Ablation and stable rank are several passes by definition and timed on a single batch, once. Marks: fisher at most 2.2
 forward passes, scores without a backward pass at most 1.15, cutting under a second. Memory is the peak of a process of
 its own: at most 1.2 times that of a forward pass, which keeps its graph where the score goes backward too. Linux only.
 Exits with 1 when a mark is missed.
