@@ -17,7 +17,7 @@ from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster
 from tsprune.scores._taps import frozen
-from tsprune.scores._work import Totals, over_windows
+from tsprune.scores._work import Totals, column_sums, over_windows
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def token_sum(values: Tensor, live: Tensor | None) -> Tensor:
     if live is not None:
         # Picked rather than multiplied by 0: what does not count may be infinite.
         flat = flat[live.expand(values.shape[:-1]).reshape(-1)]
-    total = flat.sum(0, dtype=torch.float64)
+    total = column_sums(flat)
     return torch.cat([total, total.new_tensor([float(len(flat))])])
 
 

@@ -14,10 +14,9 @@ from tsprune.blocks.units import Block, Part, UnitGroup
 from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster
 from tsprune.scores._taps import chosen_groups, frozen
-from tsprune.scores._work import Totals, count_windows, over_windows
+from tsprune.scores._work import TOKENS, Totals, column_sums, count_windows, over_windows
 
 NEEDS = "forward"
-TOKENS = 1024
 
 
 def scores(
@@ -112,7 +111,7 @@ def _squares(tokens: Tensor) -> Tensor:
     total = torch.zeros(tokens.shape[1], dtype=torch.float64, device=tokens.device)
     for part in torch.split(tokens, TOKENS):
         wide = part.float() if part.dtype in (torch.bfloat16, torch.float16) else part
-        total += wide.square().sum(0, dtype=torch.float64)
+        total += column_sums(wide.square())
     return total
 
 
