@@ -130,10 +130,10 @@ def test_when_a_run_is_tuned_in_a_mode_then_the_results_say_how(found: Specialis
             assert torch.equal(value, start[name])
 
 
-HEAVY = [pytest.param(at, marks=pytest.mark.heavy) for at in ("full", "tuned")]
+HEAVY = [pytest.param(at, marks=pytest.mark.heavy) for at in ("full", "prune", "tuned")]
 
 
-@pytest.mark.parametrize("at", ["prune", "rewind", *HEAVY])
+@pytest.mark.parametrize("at", ["rewind", *HEAVY])
 def test_when_a_rewinding_run_is_killed_then_it_ends_as_if_never_killed(
     at: str, home: Path, found: Specialist, monkeypatch: pytest.MonkeyPatch
 ) -> None:

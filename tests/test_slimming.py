@@ -56,7 +56,7 @@ def check_equal(model: Forecaster, kept: dict[str, list[int]], batch: Batch) -> 
 
 
 @every_family
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_masked_equals_slim_for_random_plans(family: str, data: st.DataObject) -> None:
     model = MODELS[family]

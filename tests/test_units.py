@@ -59,7 +59,7 @@ def cuts(draw: st.DrawFn, model: Forecaster, kinds: list[str] | None = None) -> 
 
 
 @every_model
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_when_units_of_several_kinds_go_then_masked_equals_slim(which: str, data: st.DataObject) -> None:
     model = MODELS[which]
@@ -94,7 +94,7 @@ def test_when_everything_that_may_go_goes_then_masked_equals_slim(which: str) ->
 
 
 @every_model
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_when_channels_are_cut_by_an_index_then_masked_equals_slim(which: str, data: st.DataObject) -> None:
     model = MODELS[which]
@@ -107,7 +107,7 @@ def test_when_channels_are_cut_by_an_index_then_masked_equals_slim(which: str, d
 
 
 @every_model
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_when_a_slim_model_is_cut_again_then_its_choice_counts_from_the_first_model(
     which: str, data: st.DataObject
@@ -129,7 +129,7 @@ def test_when_a_slim_model_is_cut_again_then_its_choice_counts_from_the_first_mo
 
 
 @pytest.mark.parametrize("which", FAMILIES)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_when_a_model_with_any_cut_is_saved_then_it_reloads_bit_equal(
     which: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
