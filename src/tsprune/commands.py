@@ -16,6 +16,7 @@ from tsprune.settings import FinetuneSettings, PretrainSettings, PruneSettings, 
 from tsprune.several import alone, shared
 
 if TYPE_CHECKING:
+    from tsprune.plan import Plan
     from tsprune.preparing import Prepared
 
 
@@ -213,12 +214,16 @@ def run_prune(chosen: Chosen, quiet: bool) -> None:
         plan = prune_by_scores(ready, settings, Path(place.scores), out, progress)
     else:
         plan = prune_by_rounds(ready, settings, adapted(ready, settings, progress), out, progress)
+    _say_sizes(plan, out)
+    if missed := budget_missed(out):
+        print(f"{missed} is out of reach: every unit that may go is gone; name more kinds of units with --units")
+
+
+def _say_sizes(plan: Plan, out: Path) -> None:
     before, after = plan.parameters["before"], plan.parameters["after"]
     print(
         f"{before:,} -> {after:,} parameters ({after / before:.0%}); plan: {out / 'plan.json'}, model: {out / 'model'}"
     )
-    if missed := budget_missed(out):
-        print(f"{missed} is out of reach: every unit that may go is gone; name more kinds of units with --units")
 
 
 def _transfer(chosen: Chosen, place: PruneOutput, settings: PruneSettings, progress: Progress) -> None:
@@ -236,10 +241,7 @@ def _transfer(chosen: Chosen, place: PruneOutput, settings: PruneSettings, progr
     plan, notes = prune_by_plan(ready, settings, path, out)
     for note in notes:
         progress.say(f"note: {note}")
-    before, after = plan.parameters["before"], plan.parameters["after"]
-    print(
-        f"{before:,} -> {after:,} parameters ({after / before:.0%}); plan: {out / 'plan.json'}, model: {out / 'model'}"
-    )
+    _say_sizes(plan, out)
 
 
 def run_finetune(chosen: Chosen, quiet: bool) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tsprune.blocks.kinds import WHOLE
 from tsprune.errors import TspruneError
 from tsprune.plan import Plan, PlanGroup
 
-WHOLE = ("attention", "ffn", "layer")
 NEGLIGIBLE = 1e-15
 Floats = NDArray[np.float64]
 Sizes = tuple[int, int, int]
@@ -183,11 +183,16 @@ def _whole(plan: Plan, other: Plan, names: Sequence[str]) -> Plan:
         if group is None:
             group = replace(other.groups[name], kept=tuple(range(other.groups[name].units)))
         groups[name] = group
-    gone = [name.rsplit("/", 1)[0] for name, group in groups.items() if group.kind in WHOLE and not group.kept]
+    gone = gone_whole(groups)
     return replace(
         plan,
         groups={name: replace(group, kept=()) if inside_any(name, gone) else group for name, group in groups.items()},
     )
+
+
+def gone_whole(groups: Mapping[str, PlanGroup]) -> list[str]:
+    """Paths of the layers and branches that are removed as a whole."""
+    return [name.rsplit("/", 1)[0] for name, group in groups.items() if group.kind in WHOLE and not group.kept]
 
 
 def inside_any(name: str, paths: Iterable[str]) -> bool:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from tsprune.blocks.branch import Branch
 from tsprune.data.batch import Batch
 from tsprune.data.corpus import Corpus
 from tsprune.data.simulated import WindowSource
@@ -71,7 +72,6 @@ class Pretraining:
         self.model = model.to(settings.device)
         self.out = out
         self.settings = settings
-        self.patch = model.native_horizon // max(1, int(model.config["chronos_config"].get("max_output_patches", 1)))
         ahead = model.native_horizon
         self.source = WindowSource(model.context_length + ahead, settings.seed, real=corpus, horizon=ahead)
         self.optimizers = make_optimizers(model, settings)
@@ -143,10 +143,11 @@ class Pretraining:
         """The batch of that step, a function of seed and step alone."""
         settings = self.settings
         rng = np.random.default_rng(np.random.SeedSequence([settings.seed, step, 7]))
-        horizon = self.patch * int(min(self.model.native_horizon // self.patch, rng.choice([4, 6, 6, 8, 12, 16])))
+        patch = self.model.patch
+        horizon = patch * int(min(self.model.native_horizon // patch, rng.choice([4, 6, 6, 8, 12, 16])))
         context = self.model.context_length
         if rng.random() < 0.15:
-            context = int(rng.integers(2 * self.patch, context + 1))
+            context = int(rng.integers(2 * patch, context + 1))
         start = self.source.context - context
         if not self.model.capabilities.multivariate or rng.random() >= settings.groups:
             values = self.source.draw(settings.batch, step)[:, start:]
@@ -237,11 +238,13 @@ def make_optimizers(model: Forecaster, settings: PretrainSettings) -> list[torch
     """Muon for the matrices inside layers and AdamW for the rest, or AdamW for all.
 
     Args:
-        model: parameters of two axes under `.block.` count as matrices inside layers.
+        model: parameters of two axes under a residual branch count as matrices inside layers, tables do not.
         settings: `learning_rate` is AdamW's; Muon's update is scaled to the same root mean square.
     """
     named = list(model.named_parameters())
-    inside = [p for name, p in named if p.ndim == 2 and ".block." in name and "bias" not in name]
+    branches = [m for m in model.modules() if isinstance(m, Branch)]
+    maps = {id(m.weight) for branch in branches for m in branch.modules() if isinstance(m, nn.Linear)}
+    inside = [p for _, p in named if id(p) in maps]
     if settings.optimizer == "adamw":
         inside = []
     chosen = {id(p) for p in inside}

@@ -17,14 +17,14 @@ from tsprune.errors import TspruneError
 from tsprune.models import fingerprint
 from tsprune.models._forecaster import Forecaster
 from tsprune.pruning_state import Checkpoints, Progressed, data_digest
-from tsprune.ranking import RANKS, WHOLE, Alive, Prunable, shortest
+from tsprune.ranking import RANKS, Alive, Prunable, shortest
 from tsprune.registry import find
 from tsprune.repair import output_weights, repair_masked
 from tsprune.rounds import Round, choose, within
 from tsprune.schedules._schedule import Schedule
 from tsprune.schedules.progressive import Progressive
 
-__all__ = ["WHOLE", "Alive", "Outcome", "Round", "choose", "parameters_to_reach", "prune", "random_plan", "within"]
+__all__ = ["Alive", "Outcome", "Round", "choose", "parameters_to_reach", "prune", "random_plan", "within"]
 
 Report = Callable[[Round], None]
 # Nothing approaches everything by shares of what is left, so a budget that takes all would take it in round 1.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tsprune.blocks.experts import MixtureOfExperts
-from tsprune.blocks.units import Block, UnitGroup
+from tsprune.blocks.kinds import WHOLE
+from tsprune.blocks.units import Block, UnitGroup, own_name
 from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster
 
@@ -21,7 +22,6 @@ Alive = dict[str, list[int]]
 Entry = tuple[str, int]
 """One unit: the name of its group, and its number."""
 
-WHOLE = ("attention", "ffn", "layer")
 RANKS = ("signed", "magnitude")
 
 
@@ -68,9 +68,9 @@ class Prunable:
         found = {}
         for path, block in self._model.named_modules():
             if isinstance(block, Block):
-                own = [group.name for group in block.unit_groups(path) if group.name in self.groups]
+                own = [group.name for group in block.groups(path) if group.name in self.groups]
                 if len(own) > 1:
-                    found[path] = (block, {name: _own_word(name, path) for name in own})
+                    found[path] = (block, {name: own_name(name, path) for name in own})
         return found
 
     @cached_property
@@ -165,7 +165,7 @@ class Prunable:
         def left(path: str) -> bool:
             if any(path == outer or path.startswith(f"{outer}.") for outer in closed):
                 return False
-            own = {_own_word(n, path): tuple(units) for n, units in alive.items() if _belongs(self.groups[n], path)}
+            own = {own_name(n, path): tuple(units) for n, units in alive.items() if _belongs(self.groups[n], path)}
             key = (path, *own.items())
             if key not in self._seeing:
                 self._seeing[key] = _heads_left(self._block(path), own)
@@ -183,11 +183,6 @@ def _removed(alive: Mapping[str, Sequence[int]], leaving: Sequence[Entry]) -> Al
 
 def _belongs(group: UnitGroup, path: str) -> bool:
     return group.path == path or group.path.startswith(f"{path}.")
-
-
-def _own_word(name: str, path: str) -> str:
-    """What a block calls its group: `head`, or `.q/in_channel` for the channels of its map `q`."""
-    return name[len(path) :].removeprefix("/")
 
 
 def _heads_left(block: Block | None, kept: Mapping[str, Sequence[int]]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tsprune.blocks.units import Block
+from tsprune.blocks.units import Block, own_name
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster, Kept
@@ -104,7 +104,7 @@ def _cut_blocks(model: Forecaster, before: Kept, after: Kept) -> dict[str, tuple
     for path, block in model.named_modules():
         if not isinstance(block, Block) or block.output is None:
             continue
-        local = {group.name: group.name[len(path) :].removeprefix("/") for group in block.unit_groups(path)}
+        local = {group.name: own_name(group.name, path) for group in block.groups(path)}
         chosen = {kind: after[name] for name, kind in local.items() if name in after}
         if not chosen:
             continue

@@ -12,9 +12,10 @@ from torch import nn
 
 from tsprune.blocks.attention import Attention
 from tsprune.blocks.branch import Branch
+from tsprune.blocks.experts import MixtureOfExperts
 from tsprune.blocks.gate import Gate
 from tsprune.blocks.linear import CHANNELS, ChannelLinear
-from tsprune.blocks.units import Block, check_floor, check_kept, shell
+from tsprune.blocks.units import Block, check_floor, check_kept, own_name, shell
 from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster, Kept, unknown_group, window_index
 from tsprune.plan import Plan, PlanGroup
@@ -66,7 +67,7 @@ def closed(model: Forecaster, kept: Kept) -> dict[str, list[int]]:
     for path, block in model.named_modules():
         if not isinstance(block, Block):
             continue
-        local = {_local(group.name, path): group for group in block.groups(path)}
+        local = {own_name(group.name, path): group for group in block.groups(path)}
         chosen = {kind: kept[group.name] for kind, group in local.items() if group.name in kept}
         if not any(len(units) < local[kind].units for kind, units in chosen.items()):
             continue
@@ -89,7 +90,7 @@ def minimal(model: Forecaster, kept: Kept, named: Collection[str] = ()) -> dict[
     for path, block in model.named_modules():
         if not isinstance(block, Block):
             continue
-        names = {_local(group.name, path): group.name for group in block.groups(path)}
+        names = {own_name(group.name, path): group.name for group in block.groups(path)}
         chosen = {kind: left[name] for kind, name in names.items() if name in left}
         for wanted in order:
             for kind in [k for k in chosen if k.rsplit("/", 1)[-1] == wanted and names[k] not in named]:
@@ -222,11 +223,6 @@ def linear_flops(model: nn.Module) -> int:
     return 2 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
 
 
-def _local(name: str, path: str) -> str:
-    """The name of a group inside its block: `head`, or `.q/in_channel`."""
-    return name[len(path) :].removeprefix("/")
-
-
 def _channel(name: str) -> bool:
     return name.rsplit("/", 1)[-1] in CHANNELS
 
@@ -271,7 +267,7 @@ class _Rebuild:
         twin = shell(module)
         if isinstance(twin, ChannelLinear):
             twin.channel_gates = {}
-        if isinstance(twin, Attention):
+        if isinstance(twin, Attention | MixtureOfExperts):
             twin.watch = None
         for store in (twin._parameters, twin._buffers):
             for name, tensor in store.items():
@@ -283,7 +279,7 @@ class _Rebuild:
     def _cut(self, block: Block, path: str) -> Block:
         if not self.cuts:
             return block
-        local = {group.name: _local(group.name, path) for group in block.groups(path)}
+        local = {group.name: own_name(group.name, path) for group in block.groups(path)}
         chosen = {kind: self.cuts[name] for name, kind in local.items() if name in self.cuts}
         return block.cut(chosen, [kind for name, kind in local.items() if name in self.indexed]) if chosen else block
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tsprune.blocks.kinds import WHOLE
 from tsprune.blocks.units import shell
 from tsprune.budgets import Budget, Sizes
 from tsprune.budgetwork import WORK, budget_of, settle_budget
@@ -24,7 +25,6 @@ from tsprune.plan import Plan
 from tsprune.preparing import Prepared
 from tsprune.progress import Bar, Progress
 from tsprune.pruning import Outcome, prune, reach
-from tsprune.ranking import WHOLE
 from tsprune.registry import find
 from tsprune.repair import repair
 from tsprune.rounds import Round

@@ -8,7 +8,7 @@ from pathlib import Path
 from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster
 from tsprune.plan import Plan
-from tsprune.plandiff import WHOLE, inside_any
+from tsprune.plandiff import gone_whole, inside_any
 from tsprune.preparing import Prepared
 from tsprune.ranking import Prunable
 from tsprune.settings import PruneSettings
@@ -52,7 +52,7 @@ def check_fit(plan: Plan, model: Forecaster, path: Path) -> None:
         plan.check(model)
     except TspruneError as error:
         raise TspruneError(f"--plan {path}: {error}; use a plan for a model of the same shape") from None
-    gone = [name.rsplit("/", 1)[0] for name, group in plan.groups.items() if group.kind in WHOLE and not group.kept]
+    gone = gone_whole(plan.groups)
     groups = model.unit_groups()
     short = [
         f"{name} (keeps {len(group.kept)}, needs {groups[name].floor})"

@@ -11,11 +11,15 @@ from torch.nn import functional as F
 from tsprune.blocks.gate import Gate
 from tsprune.blocks.headcuts import cut_attention, settle_attention
 from tsprune.blocks.headshape import HeadShape
+from tsprune.blocks.keycache import KeyCache
 from tsprune.blocks.linear import ChannelLinear
+from tsprune.blocks.norms import QueryScale
 from tsprune.blocks.positions import rotate
 from tsprune.blocks.units import Block, Part, UnitGroup
 from tsprune.errors import TspruneError
 
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines, see `tsprune.blocks.positions.rotary_table`."""
 Watch = Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
 """Sees weights `[B, H, T, S]`, values `[B, H, S, V]`, head outputs `[B, H, T, V]` and which keys are live, bool
 `[B, 1, T or 1, S]` or None for all. Where every row attends to itself alone, T = S = 1 and B counts tokens."""
@@ -30,10 +34,17 @@ class Attention(Block):
         head_width: width of the queries and keys of one head, and of its values.
         kv_heads: number of key/value heads, which query heads share in equal runs; None means one for each.
         rotary: whether queries and keys are turned by rotary positions, in pairs (i, i + head_width / 2).
+        neighbours: whether the pairs are (2i, 2i + 1) instead.
         scale: factor on the attention logits; None means 1 / sqrt(head_width), 1.0 is none (T5, Chronos). A cut
             does not change it.
-        buckets: size of the relative bias table, or 0 for no table.
-        bias: whether the four projections have biases.
+        buckets: size of the table of biases on the logits, or 0 for no table.
+        scaled_table: whether `scale` applies to these biases too.
+        bias: whether the query, key and value maps have biases.
+        out_bias: whether the output map has one; None means as the others.
+        qk_norm: makes a norm over the entries of a head, one for queries and one for keys; None for none. With it,
+            query/key pairs cannot leave one by one, since what is left would be normed differently.
+        norm_last: whether that norm follows the rotary positions instead of coming before them.
+        query_scale: whether a learned factor for every entry of a query takes the place of `scale`.
         dropout: probability on the attention weights, in training.
     """
 
@@ -45,9 +56,15 @@ class Attention(Block):
         *,
         kv_heads: int | None = None,
         rotary: bool = False,
+        neighbours: bool = False,
         scale: float | None = None,
         buckets: int = 0,
+        scaled_table: bool = False,
         bias: bool = False,
+        out_bias: bool | None = None,
+        qk_norm: Callable[[], nn.Module] | None = None,
+        norm_last: bool = False,
+        query_scale: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -57,18 +74,25 @@ class Attention(Block):
                 f"{heads} heads of width {head_width} do not fit {sharing} key/value heads"
                 + (" or rotary positions, which need an even width" if rotary else "")
             )
-        self.shape = HeadShape.full(heads, sharing, head_width, head_width, 2 if rotary else 1)
+        self.shape = HeadShape.full(heads, sharing, head_width, head_width, 2 if rotary else 1, neighbours)
         self.head_width = head_width
         self.grouped = sharing != heads
         self.scale = head_width**-0.5 if scale is None else scale
+        self.scaled_table = scaled_table
+        self.norm_last = norm_last
         self.dropout = dropout
         self.q = ChannelLinear(width, heads * head_width, bias=bias)
         self.k = ChannelLinear(width, sharing * head_width, bias=bias)
         self.v = ChannelLinear(width, sharing * head_width, bias=bias)
-        self.o = ChannelLinear(heads * head_width, width, bias=bias)
+        self.o = ChannelLinear(heads * head_width, width, bias=bias if out_bias is None else out_bias)
         if buckets:
             self.relative_attention_bias = nn.Embedding(buckets, heads)
         self.has_table = bool(buckets)
+        self.q_norm = None if qk_norm is None else qk_norm()
+        self.k_norm = None if qk_norm is None else qk_norm()
+        self.query_scale = QueryScale(head_width) if query_scale else None
+        if query_scale:
+            self.scale = 1.0
         self.watch: Watch | None = None
         self.make_gates()
 
@@ -92,8 +116,11 @@ class Attention(Block):
         *,
         memory: Tensor | None = None,
         mask: Tensor | None = None,
-        rotary: tuple[Tensor, Tensor] | None = None,
+        causal: bool = False,
+        rotary: Rotary | None = None,
+        key_rotary: Rotary | None = None,
         buckets: Tensor | None = None,
+        cache: KeyCache | None = None,
     ) -> Tensor:
         """Attend from `x` to itself or to `memory`.
 
@@ -101,20 +128,33 @@ class Attention(Block):
             x: `[B, T, D]`.
             memory: `[B, S, D]` for cross-attention, or None.
             mask: bool `[B, 1, T or 1, S]`, True where attention is allowed, or None for everywhere.
-            rotary: tables `[T, head_width]`, or None.
-            buckets: relative buckets `[T, S]` for the bias table, or None.
+            causal: whether the T queries, which are the last of the S tokens, see none that comes after them.
+            rotary: tables `[T, head_width]` or `[B, T, head_width]`, or None.
+            key_rotary: the same for keys, where they are turned differently.
+            buckets: rows of the table of biases, `[T, S]` or `[B, T, S]`, or None.
+            cache: keys and values of earlier tokens, extended by those of `x`; of cross-attention, those of `memory`.
 
         Returns:
             `[B, T, D]`.
         """
         if self.heads == 0:
             return self._without_heads(x)
-        source = x if memory is None else memory
-        query, key, value = self._queries(x), self._keys(source), self._values(source)
-        if rotary is not None:
-            query, key = self._turn(query, rotary, self.shape.kv_of_head), self._turn(key, rotary)
+        query = self._placed(self._queries(x), rotary, self.q_norm, self.shape.kv_of_head)
+        if self.query_scale is not None:
+            query = self.query_scale(query, self.shape.turned(self._full_pairs, self.shape.kv_of_head))
+        if cache is None or memory is None or cache.key is None or cache.value is None:
+            source, turn = (x if memory is None else memory), (rotary if key_rotary is None else key_rotary)
+            key = self._placed(self._keys(source), turn, self.k_norm, range(self.shape.kv_heads))
+            value = self._values(source)
+            if cache is not None:
+                key, value = cache.extended(key, value)
+        else:
+            key, value = cache.key, cache.value
+        plain = self._plain(query, value)
+        fused = not plain and not (self.has_table and buckets is not None)
+        mask, causal = _with_order(mask, causal, query.shape[2], key, fused)
         added = self._full_mask(mask, buckets, query)
-        mixed = self._attend(query, key, value, added, live=mask)
+        mixed = self._attend(query, key, value, added, live=mask, causal=causal)
         return self._join(mixed.transpose(1, 2).flatten(2))
 
     def _queries(self, x: Tensor) -> Tensor:
@@ -131,19 +171,47 @@ class Attention(Block):
         value = self.value_gate(self.v(x))
         return _heads(value, self.shape.kv_heads, self.shape.value_width, self.shape.padded_v)
 
-    def _turn(self, x: Tensor, table: tuple[Tensor, Tensor], heads: Sequence[int] | None = None) -> Tensor:
+    @property
+    def _full_pairs(self) -> int:
+        """Pairs of a head before any cut."""
+        return self.head_width // self.shape.members
+
+    def _placed(self, x: Tensor, table: Rotary | None, norm: nn.Module | None, heads: Sequence[int]) -> Tensor:
+        """Norm and rotary positions of queries or keys `[B, heads, T, W]`, in the family's order."""
+        if norm is not None and not self.norm_last:
+            x = norm(x)
+        if table is not None:
+            x = self._turn(x, table, heads)
+        if norm is not None and self.norm_last:
+            x = norm(x)
+        return x
+
+    def _turn(self, x: Tensor, table: Rotary, heads: Sequence[int]) -> Tensor:
         """Rotary positions on `[B, heads, T, W]`; each pair keeps the frequency it had before any cut."""
         if not x.shape[-1]:
             return x
-        heads = range(self.shape.kv_heads) if heads is None else heads
-        columns = self.shape.turned(self.head_width // 2, heads)
-        if columns is None:
-            return rotate(x, table)
-        cosine, sine = (part[:, columns.to(part.device)].transpose(0, 1) for part in table)
-        return rotate(x, (cosine, sine))
+        columns = self.shape.turned(self._full_pairs, heads)
+        if columns is not None:
+            columns = columns.to(x.device)
+            table = tuple(part[..., columns].transpose(-2, -3) for part in table)  # type: ignore[assignment]
+        elif table[0].ndim == 3:
+            table = table[0][:, None], table[1][:, None]
+        return rotate(x, table, self.shape.neighbours)
+
+    def _plain(self, query: Tensor, value: Tensor) -> bool:
+        """Whether attention runs in separate steps: watched, without widths, or half precision on a CPU."""
+        half = query.dtype not in (torch.float32, torch.float64) and query.device.type == "cpu"
+        return half or self.watch is not None or not query.shape[-1] or not value.shape[-1]
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, *, live: Tensor | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        added: Tensor | None,
+        *,
+        live: Tensor | None = None,
+        causal: bool = False,
     ) -> Tensor:
         """Attention under an additive mask; `live` is the bool mask it was made of.
 
@@ -153,6 +221,7 @@ class Attention(Block):
             value: `[B, G, S, V]`.
             added: additive mask, broadcastable to `[B, H, T, S]`, or None.
             live: bool, broadcastable to `[B, 1, T, S]`, or None.
+            causal: whether no query sees keys after it; only without a mask.
 
         Returns:
             `[B, H, T, V]`.
@@ -162,11 +231,11 @@ class Attention(Block):
             key, value = key.index_select(1, index), value.index_select(1, index)
         dropout = self.dropout if self.training else 0.0
         # Where every key is masked, the fused kernel's backward pass on CPUs is wrong (torch 2.13).
-        half = query.dtype not in (torch.float32, torch.float64)
-        plain = query.device.type == "cpu" and (half or _blind(live))
-        if plain or self.watch is not None or not query.shape[-1] or not value.shape[-1]:
+        if self._plain(query, value) or (query.device.type == "cpu" and _blind(live)):
             return self._attend_plainly(query, key, value, added, dropout, live)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=added, dropout_p=dropout, scale=self.scale)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=added, dropout_p=dropout, scale=self.scale, is_causal=causal
+        )
 
     def _attend_plainly(
         self, query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, dropout: float, live: Tensor | None
@@ -200,7 +269,10 @@ class Attention(Block):
             added = hidden.masked_fill(~mask, torch.finfo(query.dtype).min / 2)
         if buckets is None or not self.has_table:
             return added
-        bias: Tensor = self.relative_attention_bias(buckets).permute(2, 0, 1)[None].to(query.dtype)
+        bias: Tensor = self.relative_attention_bias(buckets).movedim(-1, -3).to(query.dtype)
+        if self.scaled_table:
+            bias = bias * self.scale
+        bias = bias if bias.ndim == 4 else bias[None]
         return bias if added is None else bias + added
 
     def _alone(self, x: Tensor) -> Tensor:
@@ -251,7 +323,7 @@ class Attention(Block):
             parts = (Part(self.q, 0, kv_of_q), *shared, Part(self.o, 1, kv_of_column))
             found.append(UnitGroup(f"{path}/kv_group", "kv_group", shape.kv_heads, 0, (self.group_gate,), parts))
         pairs, values = len(shape.kv_of_pair), len(shape.kv_of_value)
-        if pairs:
+        if pairs and self.q_norm is None:
             parts = (Part(self.q, 0, shape.pair_of_q), Part(self.k, 0, shape.pair_of_k))
             found.append(UnitGroup(f"{path}/qk_pair", "qk_pair", pairs, 0, (self.pair_gate,), parts))
         if values:
@@ -259,7 +331,10 @@ class Attention(Block):
             found.append(UnitGroup(f"{path}/value_dim", "value_dim", values, 0, (self.value_gate,), parts))
         for name in ("q", "k", "v", "o"):
             found += getattr(self, name).channel_groups(f"{path}.{name}")
-        return found
+        if self.q_norm is None:
+            return found
+        fixed = [f"{path}.{name}/out_channel" for name in ("q", "k")]
+        return [group for group in found if group.name not in fixed]
 
     def settled(self, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
         """What is left of every kind; see `tsprune.blocks.headcuts`."""
@@ -283,6 +358,19 @@ def _heads(x: Tensor, heads: int, width: int, padded: Tensor | None) -> Tensor:
     if padded is not None:
         x = F.pad(x, (0, 1)).index_select(-1, padded.to(x.device))
     return x.view(*x.shape[:-1], heads, width).transpose(1, 2)
+
+
+def _with_order(
+    mask: Tensor | None, causal: bool, queries: int, key: Tensor, fused: bool
+) -> tuple[Tensor | None, bool]:
+    """The mask with causality in it, or causality left to the fused kernel, which has no other mask then."""
+    keys = key.shape[2]
+    if not causal or queries == 1:
+        return mask, False
+    if mask is None and fused and queries == keys:
+        return None, True
+    ordered = torch.ones(queries, keys, dtype=torch.bool, device=key.device).tril(keys - queries)[None, None]
+    return (ordered if mask is None else mask & ordered), False
 
 
 def _blind(mask: Tensor | None) -> bool:

@@ -12,31 +12,48 @@ from tsprune.blocks.attention import Attention
 from tsprune.blocks.experts import MixtureOfExperts
 from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.gate import Gate
+from tsprune.blocks.mixer import Mixer
 from tsprune.blocks.units import Block, Part, UnitGroup
 
-Inner = Attention | FeedForward | MixtureOfExperts
+Inner = Attention | FeedForward | MixtureOfExperts | Mixer
 
 
 class Branch(Block):
-    """A pre-norm residual branch, `x + dropout(inner(norm(x)))`, that can be removed whole.
+    """A residual branch that can be removed whole.
 
-    Once nothing is left inside (no head, no hidden channel, no output bias) norm and projections are gone and
-    the branch passes its input through.
+    Its norm comes first, `x + dropout(inner(norm(x)))`, or last, `norm(x + dropout(inner(x)))`, or there are two,
+    `x + dropout(closing(inner(norm(x))))`. Once nothing is left inside (no head, no hidden channel, no output bias) the
+    projections are gone, and with them the norms of the inner path; a norm that comes last works on the residual
+    itself, so it stays.
 
     Args:
         name: attribute under which the inner block is registered, as in the public checkpoint.
-        inner: an attention, a feed-forward block or a mixture of experts.
-        norm: normalisation applied first.
-        width: residual width D.
+        inner: an attention, a feed-forward block, a mixture of experts or a mixer.
+        norm: normalisation applied first, or last with `after`.
+        width: residual width D, the last axis of what `inner` returns.
         dropout: probability on the branch's output, in training.
+        after: whether the norm is applied to the sum.
+        closing: a norm of the inner block's output that maps 0 to 0, such as RMSNorm; None for none.
     """
 
-    def __init__(self, name: str, inner: Inner, norm: nn.Module, width: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        inner: Inner,
+        norm: nn.Module,
+        width: int,
+        dropout: float = 0.0,
+        *,
+        after: bool = False,
+        closing: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.inner_name = name
         self.kind = "attention" if isinstance(inner, Attention) else "ffn"
         self.add_module(name, inner)
+        self.after = after
         self.layer_norm: nn.Module | None = norm
+        self.closing_norm = closing
         self.dropout = nn.Dropout(dropout)
         self.gate = Gate(1, width)
 
@@ -48,11 +65,16 @@ class Branch(Block):
 
     def forward(self, x: Tensor, **inputs: Any) -> Tensor:
         """`[B, T, D]` in and out; further inputs go to the inner block."""
-        inner = self.inner
-        if inner is None or self.layer_norm is None:
+        inner, norm = self.inner, self.layer_norm
+        if norm is None:
             return x
-        out: Tensor = x + self.dropout(self.gate(inner(self.layer_norm(x), **inputs)))
-        return out
+        if inner is not None:
+            out = inner(x if self.after else norm(x), **inputs)
+            if self.closing_norm is not None:
+                out = self.closing_norm(out)
+            x = x + self.dropout(self.gate(out))
+        result: Tensor = norm(x) if self.after else x
+        return result
 
     def unit_groups(self, path: str) -> list[UnitGroup]:
         """One group of one unit: the branch."""
@@ -61,9 +83,12 @@ class Branch(Block):
         return [UnitGroup(f"{path}/{self.kind}", self.kind, 1, 0, (self.gate,), self._everything())]
 
     def _everything(self) -> tuple[Part, ...]:
-        """Every weight of the branch, as belonging to its one unit."""
+        """Every weight that leaves with the branch, as belonging to its one unit."""
         found = []
+        stays = set() if self.layer_norm is None or not self.after else set(self.layer_norm.modules())
         for module in self.modules():
+            if module in stays:
+                continue
             weight = getattr(module, "weight", None)
             if isinstance(weight, nn.Parameter):
                 found.append(Part(module, 0, torch.zeros(weight.shape[0], dtype=torch.long, device="cpu")))
@@ -78,7 +103,9 @@ class Branch(Block):
     def _emptied(self) -> Branch:
         smaller = self.shell()
         smaller._modules[self.inner_name] = None
-        smaller._modules["layer_norm"] = None
+        smaller._modules["closing_norm"] = None
+        if not self.after:
+            smaller._modules["layer_norm"] = None
         return smaller
 
     def tidy(self) -> Branch:

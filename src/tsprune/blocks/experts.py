@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.gate import Gate, Rows
-from tsprune.blocks.units import Block, Part, UnitGroup
+from tsprune.blocks.units import Block, Part, UnitGroup, shell
 from tsprune.errors import TspruneError
+
+RouterWatch = Callable[[Tensor, Tensor, Tensor], None]
+"""Sees logits `[B, T, E]`, shares `[B, T, E]` (their softmax) and the experts of each token `[B, T, k]`."""
+
+
+class Distances(nn.Module):
+    """A router without weights: the distance of a token to each expert's centre (Moirai-MoE).
+
+    Args:
+        width: residual width D.
+        experts: number of experts E.
+    """
+
+    centroids: Tensor
+
+    def __init__(self, width: int, experts: int) -> None:
+        super().__init__()
+        self.register_buffer("centroids", torch.zeros(experts, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, T, D]` to `[B, T, E]`."""
+        # By differences: the form with a matrix product loses half of the digits where tokens are near a centre.
+        flat = torch.cdist(x.flatten(0, -2), self.centroids.to(x.dtype), compute_mode="donot_use_mm_for_euclid_dist")
+        return flat.view(*x.shape[:-1], -1)
 
 
 class MixtureOfExperts(Block):
@@ -27,6 +51,7 @@ class MixtureOfExperts(Block):
         normalise: whether the k combine weights are scaled to sum to 1; else they are shares of the full softmax.
         shared: an expert that works on every token, or None.
         shared_gate: whether a sigmoid of a linear map of the token weighs the shared expert.
+        router: maps tokens to one logit for each expert; None means a linear map of its own.
     """
 
     def __init__(
@@ -38,17 +63,19 @@ class MixtureOfExperts(Block):
         normalise: bool = False,
         shared: FeedForward | None = None,
         shared_gate: bool = False,
+        router: Distances | None = None,
     ) -> None:
         super().__init__()
         if not 1 <= top_k <= len(experts):
             raise TspruneError(f"{top_k} experts per token do not fit {len(experts)} experts")
         self.top_k = top_k
         self.normalise = normalise
-        self.gate = nn.Linear(width, len(experts), bias=False)
+        self.gate: nn.Linear | Distances = nn.Linear(width, len(experts), bias=False) if router is None else router
         self.experts = nn.ModuleDict({str(number): expert for number, expert in enumerate(experts)})
         self.shared_expert = shared
         self.shared_expert_gate = nn.Linear(width, 1, bias=False) if shared is not None and shared_gate else None
         self.expert_gate = Gate(len(experts))
+        self.watch: RouterWatch | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, D]` in and out."""
@@ -84,6 +111,8 @@ class MixtureOfExperts(Block):
         best, chosen = shares.topk(self.top_k, dim=-1)
         if self.normalise:
             best = best / best.sum(-1, keepdim=True)
+        if self.watch is not None:
+            self.watch(logits, shares, chosen)
         weights = torch.zeros_like(shares).scatter(-1, chosen, best)
         return self.expert_gate.watched(weights), chosen
 
@@ -95,7 +124,9 @@ class MixtureOfExperts(Block):
 
     def unit_groups(self, path: str) -> list[UnitGroup]:
         """The experts; their hidden channels are groups of the experts' own."""
-        parts = [Part(self.gate, 0, torch.arange(len(self.experts), device="cpu"))]
+        parts = []
+        if isinstance(self.gate, nn.Linear):
+            parts.append(Part(self.gate, 0, torch.arange(len(self.experts), device="cpu")))
         for number, expert in enumerate(self.experts.values()):
             for module in expert.modules():
                 if isinstance(module, nn.Linear) and module.weight.numel():
@@ -118,11 +149,20 @@ class MixtureOfExperts(Block):
         names = list(self.experts)
         smaller = self.shell()
         smaller.experts = nn.ModuleDict({names[number]: self.experts[names[number]] for number in stay})
-        weight = self.gate.weight.detach()
-        router = nn.Linear(1, 1, bias=False, device="meta")
-        router.in_features, router.out_features = weight.shape[1], len(stay)
-        rows = weight.index_select(0, torch.tensor(stay, dtype=torch.long, device=weight.device))
-        router.weight = nn.Parameter(rows, requires_grad=self.gate.weight.requires_grad)
-        smaller.gate = router
+        smaller.gate = _router_of(self.gate, stay)
         smaller.expert_gate = Gate(len(stay))
         return smaller
+
+
+def _router_of(router: nn.Linear | Distances, stay: Sequence[int]) -> nn.Linear | Distances:
+    """The router with only the experts that stay."""
+    if isinstance(router, Distances):
+        nearer = shell(router)
+        nearer.centroids = router.centroids[torch.tensor(stay, dtype=torch.long, device=router.centroids.device)]
+        return nearer
+    weight = router.weight.detach()
+    smaller = nn.Linear(1, 1, bias=False, device="meta")
+    smaller.in_features, smaller.out_features = weight.shape[1], len(stay)
+    rows = weight.index_select(0, torch.tensor(stay, dtype=torch.long, device=weight.device))
+    smaller.weight = nn.Parameter(rows, requires_grad=router.weight.requires_grad)
+    return smaller

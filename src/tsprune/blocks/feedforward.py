@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tsprune.blocks.gate import Gate, Rows
 from tsprune.blocks.linear import ChannelLinear
-from tsprune.blocks.units import Block, Part, UnitGroup
+from tsprune.blocks.units import Block, Part, UnitGroup, as_mask
 from tsprune.errors import TspruneError
 
 
@@ -21,6 +21,7 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
         "gelu": F.gelu,
         "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
         "silu": F.silu,
+        "swish": F.silu,
         "tanh": torch.tanh,
     }
     if name not in known:
@@ -117,10 +118,10 @@ class FeedForward(Block):
         smaller.hidden = len(index)
         for name in self._inputs:
             layer, kind = getattr(self, name), f".{name}/in_channel"
-            live = _mask(chosen.get(kind, []), layer.in_features)
+            live = as_mask(chosen.get(kind, []), layer.in_features)
             columns = live.nonzero().flatten() if kind in indexed else None
             setattr(smaller, name, layer.shrunk(index, columns, live_columns=live, reading=kind in indexed))
-        live = _mask(chosen.get(".wo/out_channel", []), self.wo.out_features)
+        live = as_mask(chosen.get(".wo/out_channel", []), self.wo.out_features)
         writing = ".wo/out_channel" in indexed
         stay = live.nonzero().flatten() if writing else None
         smaller.wo = self.wo.shrunk(stay, index, live_rows=live, writing=writing)
@@ -134,11 +135,3 @@ class FeedForward(Block):
             if self.hidden
             else torch.arange(0, device="cpu")
         )
-
-
-def _mask(units: Sequence[int], size: int) -> Tensor:
-    if len(units) == size:
-        return torch.ones(size, dtype=torch.bool, device="cpu")
-    found = torch.zeros(size, dtype=torch.bool, device="cpu")
-    found[list(units)] = True
-    return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tsprune.blocks.units import shell
+from tsprune.blocks.units import as_mask, shell
 
 if TYPE_CHECKING:
     from tsprune.blocks.attention import Attention
@@ -39,11 +39,11 @@ def settle_attention(attention: Attention, kept: Mapping[str, Sequence[int]]) ->
         "qk_pair": len(shape.kv_of_pair),
         "value_dim": len(shape.kv_of_value),
     }
-    alive = {kind: _mask(kept.get(kind), size) for kind, size in sizes.items()}
+    alive = {kind: as_mask(kept.get(kind), size) for kind, size in sizes.items()}
     for name in ("q", "k", "v", "o"):
         for kind in ("in_channel", "out_channel"):
             known = getattr(attention, name).alive(kind)
-            alive[f".{name}/{kind}"] = known & _mask(kept.get(f".{name}/{kind}"), len(known))
+            alive[f".{name}/{kind}"] = known & as_mask(kept.get(f".{name}/{kind}"), len(known))
     kv = torch.tensor(shape.kv_of_head, dtype=torch.long, device="cpu")
     before = -1
     while before != (before := sum(int(units.sum()) for units in alive.values())):
@@ -87,9 +87,9 @@ def cut_attention(attention: Attention, kept: Mapping[str, Sequence[int]], index
     shape = attention.shape
     if not shape.heads:
         return attention
-    heads = _mask(kept["head"], shape.heads)
-    pairs = _mask(kept.get("qk_pair", []), len(shape.kv_of_pair))
-    values = _mask(kept.get("value_dim", []), len(shape.kv_of_value))
+    heads = as_mask(kept["head"], shape.heads)
+    pairs = as_mask(kept.get("qk_pair", []), len(shape.kv_of_pair))
+    values = as_mask(kept.get("value_dim", []), len(shape.kv_of_value))
     kv = torch.tensor(shape.kv_of_head, dtype=torch.long, device="cpu")
     groups = _any(heads, kv, shape.kv_heads)
     rows = {
@@ -101,23 +101,23 @@ def cut_attention(attention: Attention, kept: Mapping[str, Sequence[int]], index
     smaller = attention.shell()
     for name, stay in rows.items():
         layer = getattr(attention, name)
-        live = _mask(kept.get(f".{name}/in_channel"), layer.in_features)
+        live = as_mask(kept.get(f".{name}/in_channel"), layer.in_features)
         reading = f".{name}/in_channel" in indexed
         cut = layer.shrunk(
             _index(stay),
             _index(live) if reading else None,
-            live_rows=_mask(kept.get(f".{name}/out_channel"), layer.out_features),
+            live_rows=as_mask(kept.get(f".{name}/out_channel"), layer.out_features),
             live_columns=live,
             reading=reading,
         )
         setattr(smaller, name, cut)
-    live = _mask(kept.get(".o/out_channel"), attention.o.out_features)
+    live = as_mask(kept.get(".o/out_channel"), attention.o.out_features)
     writing = ".o/out_channel" in indexed
     smaller.o = attention.o.shrunk(
         _index(live) if writing else None,
         _index(columns),
         live_rows=live,
-        live_columns=_mask(kept.get(".o/in_channel"), attention.o.in_features),
+        live_columns=as_mask(kept.get(".o/in_channel"), attention.o.in_features),
         writing=writing,
     )
     smaller.shape = shape.kept(heads, pairs, values)
@@ -134,15 +134,6 @@ def _cut_table(table: nn.Embedding, heads: Tensor) -> nn.Embedding:
     columns = weight.index_select(1, _index(heads).to(weight.device))
     smaller.weight = nn.Parameter(columns, requires_grad=table.weight.requires_grad)
     return smaller
-
-
-def _mask(units: Sequence[int] | None, size: int) -> Tensor:
-    """bool `[size]`; None stands for all."""
-    if units is None or len(units) == size:
-        return torch.ones(size, dtype=torch.bool, device="cpu")
-    found = torch.zeros(size, dtype=torch.bool, device="cpu")
-    found[list(units)] = True
-    return found
 
 
 def _index(stay: Tensor) -> Tensor:

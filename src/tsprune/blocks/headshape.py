@@ -15,22 +15,27 @@ class HeadShape:
     """Sizes of an attention in which every key and value head may have widths of its own.
 
     Rows of the query map lie head by head, those of the key and value maps key/value head by key/value head. Inside a
-    head, queries and keys have the first members of all pairs, then the second members.
+    head, queries and keys have the first members of all pairs, then the second members, or the members of a pair side
+    by side.
 
     Args:
         kv_of_head: for each query head the key/value head it reads; H entries.
         pairs: for each key/value head the numbers of the query/key pairs it has left, as the rotary table counts.
         values: for each key/value head the number of value entries it has left.
         members: entries of one pair: 2 where rotary positions turn them together, else 1.
+        neighbours: whether the members of a pair lie side by side.
     """
 
     kv_of_head: tuple[int, ...]
     pairs: tuple[tuple[int, ...], ...]
     values: tuple[int, ...]
     members: int
+    neighbours: bool = False
 
     @classmethod
-    def full(cls, heads: int, kv_heads: int, width: int, value_width: int, members: int) -> HeadShape:
+    def full(
+        cls, heads: int, kv_heads: int, width: int, value_width: int, members: int, neighbours: bool = False
+    ) -> HeadShape:
         """The shape before any cut: heads share key/value heads in equal runs."""
         share = heads // kv_heads if kv_heads else 1
         return cls(
@@ -38,6 +43,7 @@ class HeadShape:
             tuple(tuple(range(width // members)) for _ in range(kv_heads)),
             (value_width,) * kv_heads,
             members,
+            neighbours,
         )
 
     @property
@@ -128,11 +134,14 @@ class HeadShape:
         )
 
     def turned(self, full_pairs: int, heads: Sequence[int]) -> Tensor | None:
-        """Columns of a rotary table for padded heads, `[heads, width]`; None where every pair is there.
+        """Columns of a rotary table, or of another row of one value per entry, for padded heads.
 
         Args:
-            full_pairs: pairs that the table has.
+            full_pairs: pairs of an uncut head.
             heads: the key/value head of each wanted head.
+
+        Returns:
+            `[heads, width]`; None where every pair is there.
         """
         if all(pairs == tuple(range(full_pairs)) for pairs in self.pairs):
             return None
@@ -140,7 +149,7 @@ class HeadShape:
         rows = []
         for g in heads:
             columns = [*self.pairs[g], *([0] * (most - len(self.pairs[g])))]
-            rows.append([column + member * full_pairs for member in range(self.members) for column in columns])
+            rows.append(self._columns(columns, full_pairs))
         return torch.tensor(rows, dtype=torch.long, device="cpu")
 
     def kept(self, heads: Tensor, pairs: Tensor, values: Tensor) -> HeadShape:
@@ -155,6 +164,7 @@ class HeadShape:
             ),
             tuple(int(values[value_starts[g] : value_starts[g] + self.values[g]].sum()) for g in stay),
             self.members,
+            self.neighbours,
         )
 
     def _width(self, g: int) -> int:
@@ -162,9 +172,19 @@ class HeadShape:
 
     def _pair_rows(self, g: int) -> Tensor:
         start = _starts([len(pairs) for pairs in self.pairs])[g]
-        return (torch.arange(len(self.pairs[g]), device="cpu") + start).repeat(self.members)
+        rows = torch.arange(len(self.pairs[g]), device="cpu") + start
+        return rows.repeat_interleave(self.members) if self.neighbours else rows.repeat(self.members)
+
+    def _columns(self, pairs: Sequence[int], full_pairs: int) -> list[int]:
+        """Where the members of these pairs stand in a head that has all pairs."""
+        members = range(self.members)
+        if self.neighbours:
+            return [self.members * pair + member for pair in pairs for member in members]
+        return [pair + member * full_pairs for member in members for pair in pairs]
 
     def _padded_pairs(self, heads: Sequence[int]) -> Tensor | None:
+        if self.neighbours:
+            return _padded([(self._width(g),) for g in heads], (self.pair_width,))
         counts = [(len(self.pairs[g]),) * self.members for g in heads]
         return _padded(counts, (self.pair_width // self.members,) * self.members)
 

@@ -13,3 +13,6 @@ KINDS = (
     "in_channel",
     "out_channel",
 )
+
+WHOLE = ("attention", "ffn", "layer")
+"""Those that are a whole branch or layer, with everything inside."""

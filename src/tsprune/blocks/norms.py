@@ -1,9 +1,12 @@
-"""Normalisation on the residual width."""
+"""Normalisation, on the residual width or inside heads."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class RMSNorm(nn.Module):
@@ -24,3 +27,43 @@ class RMSNorm(nn.Module):
         wide = x if x.dtype == torch.float64 else x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * normed.to(self.weight.dtype)
+
+
+class ChannelBatchNorm(nn.Module):
+    """Batch normalisation of every channel over rows and tokens (PatchTST).
+
+    Args:
+        width: number of channels D.
+        eps: added to the variance.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.batchnorm = nn.BatchNorm1d(width, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, T, D]` in and out; in training by the statistics of the batch."""
+        out: Tensor = self.batchnorm(x.transpose(1, 2)).transpose(1, 2)
+        return out
+
+
+class QueryScale(nn.Module):
+    """A learned positive factor on every entry of a query head, shared by the heads (TimesFM).
+
+    The factor is softplus(weight) / (ln 2 sqrt(head width)): a weight of 0 gives the usual scale.
+
+    Args:
+        width: head width before any cut.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.factor = 1.442695041 / math.sqrt(max(1, width))
+
+    def forward(self, x: Tensor, columns: Tensor | None = None) -> Tensor:
+        """`[B, H, T, W]` in and out; `columns` `[H, W]` says which entries of an uncut head these are."""
+        scale = self.factor * F.softplus(self.weight)
+        if columns is not None:
+            scale = scale[columns.to(scale.device)][:, None]
+        return x * scale.to(x.dtype)

@@ -8,29 +8,55 @@ import torch
 from torch import Tensor
 
 
-def rotary_table(positions: Tensor, width: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for rotary positions, pairs being (i, i + width / 2).
+def rotary_table(
+    positions: Tensor, width: int, theta: float = 10000.0, *, neighbours: bool = False, turned: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for rotary positions.
 
     Args:
-        positions: `[T]` integer positions.
+        positions: `[T]` or `[B, T]`, integers.
         width: head width, even.
         theta: base of the frequencies.
+        neighbours: whether pairs are (2i, 2i + 1) rather than (i, i + width / 2).
+        turned: entries that are turned, even; the pairs behind them stay as they are. None means all.
 
     Returns:
-        Two tensors `[T, width]`, float32.
+        Two tensors `[T, width]` or `[B, T, width]`, float32.
     """
-    exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
-    angles = positions.float()[:, None] * (1.0 / theta**exponents)[None, :]
-    angles = torch.cat([angles, angles], dim=-1)
+    turned = width if turned is None else turned
+    exponents = torch.arange(0, turned, 2, device=positions.device, dtype=torch.float32) / max(1, turned)
+    angles = positions.float()[..., None] * (1.0 / theta**exponents)
+    if turned < width:
+        angles = torch.nn.functional.pad(angles, (0, (width - turned) // 2))
+    angles = angles.repeat_interleave(2, -1) if neighbours else torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply a rotary table `[T, width]` to `[..., T, width]`."""
+def rotate(x: Tensor, table: tuple[Tensor, Tensor], neighbours: bool = False) -> Tensor:
+    """Apply a rotary table, broadcastable to `x`, to `[..., T, width]`."""
     cosine, sine = (part.to(x.dtype) for part in table)
-    half = x.shape[-1] // 2
-    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    if neighbours:
+        pairs = x.reshape(*x.shape[:-1], -1, 2)
+        turned = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
+    else:
+        half = x.shape[-1] // 2
+        turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
     return x * cosine + turned * sine
+
+
+def causal_mask(seen: Tensor) -> Tensor:
+    """Which tokens may be attended to when none may look ahead.
+
+    Args:
+        seen: bool `[B, T]`, False for padding.
+
+    Returns:
+        bool `[B, 1, T, T]`. Padding attends to itself, so that no query is left with nothing.
+    """
+    length = seen.shape[-1]
+    square = torch.ones(length, length, dtype=torch.bool, device=seen.device)
+    allowed: Tensor = (square.tril() & seen[:, None, :]) | torch.eye(length, dtype=torch.bool, device=seen.device)
+    return allowed[:, None]
 
 
 def relative_buckets(

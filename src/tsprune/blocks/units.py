@@ -145,7 +145,7 @@ class Block(nn.Module):
         Returns:
             The same for all kinds that the block has, sorted.
         """
-        groups = {group.name.removeprefix("/"): group.units for group in self.groups("")}
+        groups = {own_name(group.name, ""): group.units for group in self.groups("")}
         if unknown := [kind for kind in kept if kind not in groups]:
             raise TspruneError(f"{type(self).__name__} has no units of kind {unknown[0]!r}")
         return {
@@ -199,6 +199,20 @@ def check_kept(kept: Sequence[int], units: int, what: str) -> list[int]:
         wrong = wanted[0] if wanted[0] < 0 else wanted[-1]
         raise TspruneError(f"{what}: unit {wrong} does not exist, it has 0..{units - 1}")
     return wanted
+
+
+def own_name(name: str, path: str) -> str:
+    """What the block at `path` calls its group of that name: `head`, or `.q/in_channel` for the channels of a map."""
+    return name[len(path) :].removeprefix("/")
+
+
+def as_mask(units: Sequence[int] | None, size: int) -> Tensor:
+    """bool `[size]`, on the CPU: which units are listed; None stands for all."""
+    if units is None or len(units) == size:
+        return torch.ones(size, dtype=torch.bool, device="cpu")
+    found = torch.zeros(size, dtype=torch.bool, device="cpu")
+    found[list(units)] = True
+    return found
 
 
 def check_floor(group: UnitGroup, kept: list[int]) -> list[int]:

@@ -15,6 +15,7 @@ from tsprune.blocks.gate import Gate
 from tsprune.blocks.units import Block, UnitGroup, check_floor, check_kept
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
+from tsprune.models._names import Renames
 
 TASK = "tsprune_task"
 """Entry of a tuned model's config: the horizon, context and so on that it was tuned and judged for."""
@@ -25,12 +26,39 @@ Kept = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a family honours; anything else is refused, never dropped silently."""
+    """What a family honours; anything else is refused, never dropped silently.
+
+    Args:
+        multivariate: several series of a window inform each other.
+        past_covariates: rows that are known up to the forecast's beginning only.
+        known_covariates: rows whose future is known.
+        missing_values: gaps reach the network as such; else they are filled by straight lines between neighbours,
+            and the run says so.
+        quantiles: the model forecasts a spread; else its only level is 0.5 and every quantile equals it.
+    """
 
     multivariate: bool = False
     past_covariates: bool = False
     known_covariates: bool = False
     missing_values: bool = True
+    quantiles: bool = True
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A public checkpoint of a family.
+
+    Args:
+        name: hub id, or where else it is published.
+        millions: parameters in millions.
+        licence: of the weights, as far as known.
+        note: anything a user must know before taking it.
+    """
+
+    name: str
+    millions: float
+    licence: str
+    note: str = ""
 
 
 class Forecaster(nn.Module):
@@ -40,6 +68,7 @@ class Forecaster(nn.Module):
         config: the public config, as read from or written to `config.json`.
         levels: quantile levels Q of its output.
         native_horizon: steps it forecasts in one pass; longer horizons are rolled out.
+        patch: steps of one output patch; the loss is defined for any multiple up to the native horizon.
         context_length: steps of context it uses at most; older ones are cut.
         kept: what stays of the model that the config describes, by group name, units that go along with others
             included; empty for an unpruned model.
@@ -48,15 +77,21 @@ class Forecaster(nn.Module):
     """
 
     family: ClassVar[str]
-    capabilities: ClassVar[Capabilities]
+    capabilities: Capabilities
     head_paths: ClassVar[tuple[str, ...]] = ()
     """Modules that turn the network's last state into forecasts: what trains when only the head does."""
+    checkpoints: ClassVar[tuple[Checkpoint, ...]] = ()
+    names: ClassVar[Renames] = Renames()
+    """Public tensor names and ours."""
     pretraining_corpora: tuple[str, ...] | None = None
+    """What the model is known to have been pretrained on; None where nobody said. A family sets what its public
+    checkpoints saw, the config of a model of our own says it itself."""
 
     config: dict[str, Any]
     levels: tuple[float, ...]
     native_horizon: int
     context_length: int
+    patch: int = 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,14 +109,16 @@ class Forecaster(nn.Module):
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """A model with fresh weights; raises TspruneError naming a missing or impossible entry."""
 
-    @classmethod
-    def tensors_from_public(cls, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Names and layout of the public checkpoint to ours."""
-        return tensors
+    def tensors_from_public(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Names and layout of a checkpoint file to ours; what we saved ourselves must pass as well.
+
+        Called on a model that has the checkpoint's sizes already, but no memory.
+        """
+        return {self.names.ours(name): tensor for name, tensor in tensors.items()}
 
     def tensors_to_public(self) -> dict[str, Tensor]:
         """Our tensors under the names that the checkpoint files carry."""
-        return dict(self.state_dict())
+        return {self.names.public(name): tensor for name, tensor in self.state_dict().items()}
 
     @abstractmethod
     def row_losses(self, batch: Batch) -> Tensor:
@@ -150,6 +187,14 @@ class Forecaster(nn.Module):
             group for path, block in self.named_modules() if isinstance(block, Block) for group in block.groups(path)
         ]
         return {group.name: group for group in groups}
+
+    def network_windows(self, batch: Batch) -> Tensor:
+        """The window of each row that the network works on, `[rows of its first axis]`.
+
+        The rows of the batch, unless the family lays the series of a window behind each other in one sequence. Gate
+        gradients come by these rows.
+        """
+        return window_index(batch)
 
     def essential(self) -> list[list[str]]:
         """Sets of paths of attentions, of each of which at least one must keep a head.

@@ -61,7 +61,7 @@ def load(source: str | Path, *, family: str | None = None, dtype: str = "float32
     if (directory / PLAN).exists():
         model = slim(model, Plan.read(directory / PLAN))
     tensors, origin = read_weights(directory)
-    tensors = kind.tensors_from_public(tensors, config)
+    tensors = model.tensors_from_public(tensors)
     _check_tensors(tensors, dict(model.state_dict()), origin)
     _check_finite(tensors, DTYPES[dtype], origin)
     found = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {dtype})

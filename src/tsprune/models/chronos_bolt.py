@@ -184,8 +184,7 @@ class ChronosBolt(Forecaster):
         """A model with fresh weights."""
         return cls(config)
 
-    @classmethod
-    def tensors_from_public(cls, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    def tensors_from_public(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Drop the tied copies of the token embedding and give every block its table of relative biases."""
         ours = dict(tensors)
         # The public code ties the first two to `shared.weight`, whichever was stored, and ignores the third.

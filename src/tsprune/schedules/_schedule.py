@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(ABC):
     """How much goes when, and when to score again.
 
     A round scores, removes and validates. It goes down either to a share of what can be removed (`share`) or by a
@@ -67,6 +68,7 @@ class Schedule:
         """Number of the last round; None where the rounds go on until the budget is reached."""
         return self.rounds
 
+    @abstractmethod
     def share(self, number: int, final: float | None) -> float | None:
         """Share of what can be removed that is gone after a round, or None where units are counted.
 
@@ -74,11 +76,10 @@ class Schedule:
             number: of the round, from 1.
             final: the share that the budget asks for; None without a budget.
         """
-        raise NotImplementedError
 
     def count(self, alive: int) -> int:
-        """Units that go with the next cut when so many are alive; only where `share` is None."""
-        raise NotImplementedError
+        """Units that go with the next cut when so many are alive, at least one; only where `share` is None."""
+        return max(1, round(self.ratio / self.cuts * alive))
 
     def smooth(self, before: Mapping[str, Tensor] | None, new: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Exponential moving average of scores; the first macro-batch counts in full."""

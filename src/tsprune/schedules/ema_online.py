@@ -32,10 +32,6 @@ class EmaOnline(Schedule):
         """Units are counted."""
         return None
 
-    def count(self, alive: int) -> int:
-        """At least one, so that every macro-batch brings the budget nearer."""
-        return max(1, round(self.ratio / self.steps * alive))
-
     def stops(self, rounds: Sequence[Round], tolerance: float) -> bool:
         """At the first epoch that is not better than all before; the tolerance plays no part."""
         return len(rounds) > 1 and self.choose(rounds, tolerance) is not rounds[-1]

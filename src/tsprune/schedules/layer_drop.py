@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tsprune.blocks.kinds import WHOLE
 from tsprune.schedules._schedule import Schedule
 
 
@@ -20,7 +21,7 @@ class LayerDrop(Schedule):
 
     def kinds(self, wanted: Sequence[str]) -> tuple[str, ...]:
         """Those of the wanted kinds that are whole; layers where none is."""
-        return tuple(kind for kind in wanted if kind in ("layer", "attention", "ffn")) or ("layer",)
+        return tuple(kind for kind in wanted if kind in WHOLE) or ("layer",)
 
     def last(self, budget: bool) -> int | None:
         """A budget may need more rounds."""

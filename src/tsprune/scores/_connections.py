@@ -15,7 +15,7 @@ from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster
 from tsprune.scores._masking import open_units
 from tsprune.scores._taps import frozen
-from tsprune.scores._work import Totals, count_windows, over_windows
+from tsprune.scores._work import Totals, count_windows, totals_over
 
 Effects = tuple[Tensor, Tensor, Tensor]
 """Mean S `[H, T, S]` float64, live keys bool `[T, S]`, queries that count bool `[T]`."""
@@ -43,12 +43,7 @@ def connection_sums(model: Forecaster, batches: Iterable[Batch], paths: Sequence
                 losses.sum().backward()  # type: ignore[no-untyped-call]
         return maps.found, count_windows(portion)
 
-    totals = Totals()
-    for found, windows in over_windows(model, batches, step):
-        for name, values in found.items():
-            totals.add(name, values)
-        totals.count(windows)
-    return totals
+    return totals_over(model, batches, step)
 
 
 def mean_effects(model: Forecaster, totals: Totals, path: str) -> Effects | None:

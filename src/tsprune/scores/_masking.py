@@ -12,7 +12,7 @@ from tsprune.blocks.units import UnitGroup
 from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster, Kept
 from tsprune.scores._taps import frozen
-from tsprune.scores._work import Totals, count_windows, over_windows
+from tsprune.scores._work import Totals, count_windows, totals_over
 
 
 def losses_under(model: Forecaster, batches: Iterable[Batch], choices: Mapping[str, Kept]) -> Totals:
@@ -29,12 +29,7 @@ def losses_under(model: Forecaster, batches: Iterable[Batch], choices: Mapping[s
                     found[name] = model.loss(portion).sum(dtype=torch.float64)
         return found, count_windows(portion)
 
-    totals = Totals()
-    for found, windows in over_windows(model, batches, step):
-        for name, loss in found.items():
-            totals.add(name, loss)
-        totals.count(windows)
-    return totals
+    return totals_over(model, batches, step)
 
 
 def live_units(group: UnitGroup) -> Tensor:

@@ -17,7 +17,7 @@ from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster
 from tsprune.scores._taps import frozen
-from tsprune.scores._work import Totals, column_sums, over_windows
+from tsprune.scores._work import Totals, column_sums, totals_over
 
 
 @contextmanager
@@ -192,9 +192,4 @@ def gate_sums(
             windows = len(model.loss(portion))
         return found, windows
 
-    totals = Totals()
-    for found, windows in over_windows(model, batches, step):
-        for name, values in found.items():
-            totals.add(name, values)
-        totals.count(windows)
-    return totals
+    return totals_over(model, batches, step)

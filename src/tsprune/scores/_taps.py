@@ -11,8 +11,8 @@ from torch import Tensor
 from tsprune.blocks.units import UnitGroup
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
-from tsprune.models._forecaster import Forecaster, window_index
-from tsprune.scores._work import Totals, over_windows
+from tsprune.models._forecaster import Forecaster
+from tsprune.scores._work import Totals, totals_over
 
 
 def chosen_groups(
@@ -74,7 +74,7 @@ def gate_gradients(model: Forecaster, batch: Batch, groups: Mapping[str, UnitGro
         For each group name `[N, U]`, float64: windows by units.
     """
     taps = {gate: gate.new_tap() for group in groups.values() for gate in group.gates}
-    index = window_index(batch)
+    index = model.network_windows(batch)
     windows = int(index.max()) + 1
     before = {gate: gate.tap for gate in taps}
     with frozen(model), torch.enable_grad():
@@ -87,7 +87,7 @@ def gate_gradients(model: Forecaster, batch: Batch, groups: Mapping[str, UnitGro
                 gate.tap = tap_before
     result = {}
     for name, group in groups.items():
-        total = torch.zeros(batch.rows, group.units, dtype=torch.float64, device=index.device)
+        total = torch.zeros(len(index), group.units, dtype=torch.float64, device=index.device)
         for gate in group.gates:
             rows = taps[gate].gradient
             if rows is not None:
@@ -111,15 +111,10 @@ def gradient_totals(
         of_window: from gradients `[N, U]` to values `[N, U]`, window by window and unit by unit.
     """
     groups = chosen_groups(model, kinds)
-    totals = Totals()
 
     def step(portion: Batch) -> tuple[dict[str, Tensor], int]:
         gradients = gate_gradients(model, portion, groups)
         windows = len(next(iter(gradients.values())))
         return {name: of_window(g).sum(0) for name, g in gradients.items()}, windows
 
-    for sums, windows in over_windows(model, batches, step):
-        for name, values in sums.items():
-            totals.add(name, values)
-        totals.count(windows)
-    return totals
+    return totals_over(model, batches, step)

@@ -193,6 +193,24 @@ class Totals:
         return {name: values / windows for name, values in sums.items()}
 
 
+def totals_over(
+    model: Forecaster, batches: Iterable[Batch], step: Callable[[Batch], tuple[dict[str, Tensor], int]]
+) -> Totals:
+    """Sums over all windows of what `step` finds; arguments and errors as in `over_windows`.
+
+    Args:
+        model: portions come on its device.
+        batches: the same in every process.
+        step: gives sums over the windows of a portion by name, and how many windows these are.
+    """
+    totals = Totals()
+    for found, windows in over_windows(model, batches, step):
+        for name, values in found.items():
+            totals.add(name, values)
+        totals.count(windows)
+    return totals
+
+
 def combined(parts: Iterable[Totals]) -> Totals:
     """The sums of several totals together."""
     together, whole = Totals(), []

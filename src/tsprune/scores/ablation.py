@@ -12,7 +12,7 @@ from tsprune.blocks.units import UnitGroup
 from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster
 from tsprune.scores._taps import chosen_groups, frozen
-from tsprune.scores._work import Totals, over_windows
+from tsprune.scores._work import Totals, totals_over
 
 NEEDS = "forward"
 
@@ -68,7 +68,6 @@ def loss_changes(model: Forecaster, batches: Iterable[Batch], units: Mapping[str
 
 
 def _changes(model: Forecaster, batches: Iterable[Batch], units: Mapping[UnitGroup, Sequence[int]]) -> Totals:
-    totals = Totals()
 
     def step(portion: Batch) -> tuple[dict[str, Tensor], int]:
         with frozen(model), torch.no_grad():
@@ -84,11 +83,7 @@ def _changes(model: Forecaster, batches: Iterable[Batch], units: Mapping[UnitGro
                 found[group.name] = changes
         return found, len(whole)
 
-    for changes, windows in over_windows(model, batches, step):
-        for name, values in changes.items():
-            totals.add(name, values)
-        totals.count(windows)
-    return totals
+    return totals_over(model, batches, step)
 
 
 def _there(group: UnitGroup) -> Tensor:

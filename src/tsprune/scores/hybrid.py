@@ -12,7 +12,7 @@ from tsprune.models._forecaster import Forecaster
 from tsprune.scores import fisher, wanda
 from tsprune.scores._ranks import ranks
 from tsprune.scores._taps import chosen_groups, gate_gradients
-from tsprune.scores._work import Totals, combined, over_windows
+from tsprune.scores._work import Totals, combined, totals_over
 
 NEEDS = "backward"
 GRADIENT = "gradient of "
@@ -47,7 +47,6 @@ def collect(model: Forecaster, batches: Iterable[Batch], *, kinds: Sequence[str]
     """What has to be known of the windows, as sums over them, for both scores."""
     groups = chosen_groups(model, kinds)
     maps = wanda.linear_maps(model, groups)
-    totals = Totals()
 
     def step(portion: Batch) -> tuple[dict[str, Tensor], int]:
         with wanda.input_squares(maps) as squares:
@@ -56,11 +55,7 @@ def collect(model: Forecaster, batches: Iterable[Batch], *, kinds: Sequence[str]
         found = {GRADIENT + name: fisher.of_window(g).sum(0) for name, g in gradients.items()}
         return found | {INPUT + path: values for path, values in squares.items()}, windows
 
-    for sums, windows in over_windows(model, batches, step):
-        for name, values in sums.items():
-            totals.add(name, values)
-        totals.count(windows)
-    return totals
+    return totals_over(model, batches, step)
 
 
 def finish(model: Forecaster, totals: Totals, *, kinds: Sequence[str]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from tsprune.blocks.units import Block, Part, UnitGroup
 from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster
 from tsprune.scores._taps import chosen_groups, frozen
-from tsprune.scores._work import TOKENS, Totals, column_sums, count_windows, over_windows
+from tsprune.scores._work import TOKENS, Totals, column_sums, count_windows, totals_over
 
 NEEDS = "forward"
 
@@ -48,18 +48,13 @@ def scores(
 def collect(model: Forecaster, batches: Iterable[Batch], *, kinds: Sequence[str]) -> Totals:
     """What has to be known of the windows, as sums over them: squares of the inputs of linear maps, by their path."""
     maps = linear_maps(model, chosen_groups(model, kinds))
-    totals = Totals()
 
     def step(portion: Batch) -> tuple[dict[str, Tensor], int]:
         with frozen(model), torch.no_grad(), input_squares(maps) as squares:
             model.loss(portion)
         return squares, count_windows(portion)
 
-    for squares, windows in over_windows(model, batches, step):
-        for path, values in squares.items():
-            totals.add(path, values)
-        totals.count(windows)
-    return totals
+    return totals_over(model, batches, step)
 
 
 def finish(model: Forecaster, totals: Totals, *, kinds: Sequence[str]) -> dict[str, Tensor]:

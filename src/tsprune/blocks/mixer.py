@@ -1,0 +1,50 @@
+"""Mixing along one axis by a feed-forward network, as in the time-series mixers (TTM)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tsprune.blocks.feedforward import FeedForward
+from tsprune.blocks.units import Block, UnitGroup
+
+
+class Mixer(Block):
+    """A feed-forward network along one axis, then a softmax gate along the same.
+
+    The hidden channels are units of the network inside. The gate's map is square over the mixed axis and fixed.
+
+    Args:
+        size: entries of the mixed axis.
+        hidden: hidden channels of the network.
+        axis: the mixed axis, counted from the end: -1 channels of a token, -2 tokens, -3 series.
+        act: name of the activation.
+        gated: whether the output is weighted by a softmax of a linear map of itself.
+        dropout: probability on the hidden channels and on the network's output, in training.
+    """
+
+    def __init__(
+        self, size: int, hidden: int, *, axis: int = -1, act: str = "gelu", gated: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.axis = axis
+        self.mlp = FeedForward(size, hidden, act=act, bias=True, dropout=dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.gating = nn.Linear(size, size) if gated else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, ..., D]` in and out."""
+        x = x.transpose(self.axis, -1)
+        x = self.dropout(self.mlp(x))
+        if self.gating is not None:
+            x = x * torch.softmax(self.gating(x), dim=-1)
+        return x.transpose(self.axis, -1)
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is left that it could contribute."""
+        return self.mlp.silent
+
+    def unit_groups(self, path: str) -> list[UnitGroup]:
+        """None of its own."""
+        return []
