@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -10,42 +11,31 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.families import _chronos
+from tests.families._kit import Family
 from tsprune import registry
 from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster
 
 FAMILIES = ("chronos2", "chronos_bolt")
-LEVELS = [0.1, 0.25, 0.5, 0.75, 0.9]
+"""Those on which tests beyond the contract run."""
+ALL_FAMILIES = tuple(registry.names("tsprune.models"))
+LEVELS = _chronos.LEVELS
+
+
+def family_facts(family: str) -> Family:
+    """What the family's file in `tests/families` says."""
+    found: Family = importlib.import_module(f"tests.families.{family}").FAMILY
+    return found
 
 
 def tiny_config(family: str, **changes: Any) -> dict[str, Any]:
-    """A small public config; entries of `chronos_config` are changed by their own name."""
-    config: dict[str, Any] = {
-        "d_model": 24,
-        "d_kv": 6,
-        "d_ff": 20,
-        "num_layers": 2,
-        "num_heads": 3,
-        "feed_forward_proj": "relu",
-        "dropout_rate": 0.0,
-    }
-    section: dict[str, Any] = {
-        "context_length": 64,
-        "input_patch_size": 8,
-        "input_patch_stride": 8,
-        "quantiles": LEVELS,
-        "use_reg_token": True,
-    }
-    if family == "chronos_bolt":
-        config |= {"architectures": ["ChronosBoltModelForForecasting"], "num_decoder_layers": 2}
-        config |= {"chronos_pipeline_class": "ChronosBoltPipeline", "decoder_start_token_id": 0}
-        section["prediction_length"] = 16
-    else:
-        config |= {"architectures": ["Chronos2Model"], "chronos_pipeline_class": "Chronos2Pipeline"}
-        section |= {"output_patch_size": 8, "max_output_patches": 2, "use_arcsinh": True}
+    """A small public config; entries of a section are changed by their own name."""
+    config = family_facts(family).config()
+    sections = [value for value in config.values() if isinstance(value, dict)]
     for name, value in changes.items():
-        (section if name in section else config)[name] = value
-    return {**config, "chronos_config": section}
+        next((section for section in sections if name in section and name not in config), config)[name] = value
+    return config
 
 
 def tiny_model(family: str, seed: int = 0, **changes: Any) -> Forecaster:
@@ -88,10 +78,15 @@ def grouped_batch(seed: int = 0) -> Batch:
     return Batch(batch.context, target, torch.tensor([7, 7, 3, 7, 3]), future, is_target)
 
 
+def shared_path() -> Path:
+    """Where the folder with reference data would be."""
+    named = os.environ.get("TSPRUNE_SHARED")
+    return Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
+
+
 def shared_folder() -> Path:
     """The folder with reference data, or a skip that says why."""
-    named = os.environ.get("TSPRUNE_SHARED")
-    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
+    folder = shared_path()
     if not (folder / "golden").is_dir():
         pytest.skip(f"no reference cases: {folder}/golden is missing; set TSPRUNE_SHARED to the folder that has it")
     return folder

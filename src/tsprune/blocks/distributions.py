@@ -1,7 +1,8 @@
-"""Predictive distributions: a few components, their mixture, and its quantiles by inverting the cdf.
+"""Predictive distributions: a few kinds of components, their mixture, and its quantiles by inverting the cdf.
 
-Every parameter carries a last axis of components, so that one `StudentT` may stand for the 24 parts of a mixture or for
-one of four. Parameters are float32 or wider; narrower ones are computed with in float32.
+Every parameter has a last axis of components: one `StudentT` may stand for all 24 parts of a mixture or for one of
+four. Quantiles, cdfs and samples are computed in float64 and carry no gradient; log densities and means are computed in
+the dtype of the parameters, but at least in float32, and do.
 """
 
 from __future__ import annotations
@@ -10,29 +11,28 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.special import ndtr, ndtri
 
 from tsprune.blocks.special import betainc, log_beta_front, rising_root
 from tsprune.errors import TspruneError
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 _FARTHEST = 1e300
-_CHUNK = 1 << 15
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
 class Component(ABC):
-    """One kind of distribution on the real line; all parameters `[..., k]`, or what broadcasts to it.
-
-    Values are given as `[..., k]` or `[..., 1]`.
-    """
+    """One kind of distribution. Parameters are `[..., k]`, values `[..., k]` or `[..., 1]`; all of them broadcast."""
 
     jumps: ClassVar[tuple[float, ...]] = ()
-    """Points where the cdf is not continuous."""
+    """Values that have a probability of their own, so that the cdf jumps there."""
 
     @property
     @abstractmethod
@@ -41,11 +41,11 @@ class Component(ABC):
 
     @abstractmethod
     def supports(self, x: Tensor) -> Tensor:
-        """Whether values are possible at all, bool; false for NaN."""
+        """Whether values are possible at all, bool; NaN counts as possible, so that it is not lost."""
 
     @abstractmethod
     def bracket(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Two values between which the quantile at a level in (0, 1) lies, float64."""
+        """Two values between which the quantile at a level in (0, 1) lies; float64, as are the parameters."""
 
     @abstractmethod
     def _log_density(self, x: Tensor) -> Tensor:
@@ -53,58 +53,373 @@ class Component(ABC):
 
     @abstractmethod
     def _cumulated(self, x: Tensor) -> Tensor:
-        """The cdf of float64 parameters at float64 values."""
+        """The cdf; float64, as are the parameters."""
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log density (negative binomial: log probability), minus infinity where a value is not supported."""
-        inside = self.supports(x)
-        # Unsupported values are replaced before as well as after: the gradient of a discarded NaN would still be NaN.
-        wide = self.map(_at_least_single)
-        return torch.where(inside, wide._log_density(_at_least_single(x.masked_fill(~inside, 1.0))), -torch.inf)
+        """Log density at x, minus infinity where x is not supported; the gradient is 0 there."""
+        x, wide = _at_least_single(x), self.map(_at_least_single)
+        inside = wide.supports(x)
+        # An unsupported value is replaced before it does harm: where() alone would let a NaN into the gradient.
+        return torch.where(inside, wide._log_density(x.masked_fill(~inside, 1.0)), -torch.inf)
 
     @torch.no_grad()
     def cdf(self, x: Tensor) -> Tensor:
-        """Probability of at most x, computed in float64, in the dtype of x; it carries no gradient."""
+        """Probability of at most x, in the dtype of x."""
         return self.map(Tensor.double)._cumulated(x.double()).to(x.dtype)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same kind of component with a function applied to each parameter."""
-        changed = {name: function(value) for name, value in self._parameters().items()}
-        return replace(self, **changed)
+        """The same kind of component with a function applied to every parameter."""
+        return replace(self, **{name: function(value) for name, value in self._tensors().items()})
 
     def prepared(self) -> Self:
-        """With what the cdf needs at any value computed once."""
+        """With what the cdf needs for every value computed once; float64, as are the parameters."""
         return self
 
     @property
     def shape(self) -> torch.Size:
         """`[..., k]`."""
-        return torch.broadcast_shapes(*(value.shape for value in self._parameters().values()))
+        return torch.broadcast_shapes(*(value.shape for value in self._tensors().values()))
 
-    def _parameters(self) -> dict[str, Tensor]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+    def _tensors(self) -> dict[str, Tensor]:
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in values if value is not None}
 
 
 @dataclass(frozen=True)
 class StudentT(Component):
-    """Student's t with `df` degrees of freedom, moved and stretched. The mean is NaN where df is at most 1."""
+    """Student's t with `df` degrees of freedom around `loc`; its mean is NaN where `df` is at most 1.
+
+    `front` belongs to the cdf and is filled in by `prepared`.
+    """
 
     df: Tensor
     loc: Tensor
     scale: Tensor
     front: Tensor | None = None
-    """`log_beta_front(df / 2, 1 / 2)`, filled in by `prepared`."""
 
     @property
     def mean(self) -> Tensor:
+        """`[..., k]`."""
         return torch.where(self.df > 1, self.loc, torch.nan)
 
     def supports(self, x: Tensor) -> Tensor:
-        return ~x.isnan()
+        """Everything."""
+        return torch.ones_like(x, dtype=torch.bool)
+
+    def prepared(self) -> StudentT:
+        """With the part of the incomplete beta function that values do not enter."""
+        return replace(self, front=log_beta_front(self.df / 2, torch.full_like(self.df, 0.5)))
+
+    def bracket(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """From the normal quantile to that of two degrees of freedom, or to a bound on the power tail below two."""
+        tail = torch.minimum(level, 1 - level)
+        near = ndtri(level).abs()
+        two = (1 - 2 * tail) / (2 * level * (1 - level)).sqrt()
+        # The density is below its own power tail, whose integral gives the level at which the tail holds less.
+        half = self.df / 2
+        size = torch.lgamma(half + 0.5) - torch.lgamma(half) - 0.5 * math.log(math.pi) + (half - 1) * self.df.log()
+        power = ((size - tail.log()) / self.df).exp()
+        far = torch.maximum(near, torch.where(self.df >= 2, two, power))
+        side = torch.sign(level - 0.5) * self.scale
+        ends = (self.loc + side * near, self.loc + side * far)
+        return torch.minimum(*ends), torch.maximum(*ends)
 
     def _log_density(self, x: Tensor) -> Tensor:
         half = self.df / 2
-        z = (x - self.loc) / self.scale
         size = torch.lgamma(half + 0.5) - torch.lgamma(half) - 0.5 * (math.pi * self.df).log() - self.scale.log()
-        return size - (half + 0.5) * torch.log1p(z.square() / self.df)
+        return size - (half + 0.5) * torch.log1p(((x - self.loc) / self.scale).square() / self.df)
+
+    def _cumulated(self, x: Tensor) -> Tensor:
+        z = (x - self.loc) / self.scale
+        ratio = z.square() / self.df
+        inner, outer = 1 / (1 + ratio), 1 / (1 + 1 / ratio)
+        tail = 0.5 * betainc(self.df / 2, torch.full_like(self.df, 0.5), inner, outer, self.front)
+        return torch.where(z > 0, 1 - tail, tail)
+
+
+@dataclass(frozen=True)
+class Normal(Component):
+    """Normal distribution with standard deviation `scale`."""
+
+    loc: Tensor
+    scale: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """`[..., k]`."""
+        return self.loc.expand(self.shape)
+
+    def supports(self, x: Tensor) -> Tensor:
+        """Everything."""
+        return torch.ones_like(x, dtype=torch.bool)
+
+    def bracket(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """The quantile itself."""
+        quantile = self.loc + self.scale * ndtri(level)
+        return quantile, quantile
+
+    def _log_density(self, x: Tensor) -> Tensor:
+        return -0.5 * ((x - self.loc) / self.scale).square() - self.scale.log() - _HALF_LOG_TWO_PI
+
+    def _cumulated(self, x: Tensor) -> Tensor:
+        return ndtr((x - self.loc) / self.scale)
+
+
+@dataclass(frozen=True)
+class NegativeBinomial(Component):
+    """Negative binomial with mean `total_count` exp(`logits`), its formulas read at every real value from 0 on.
+
+    The distribution is discrete: log probabilities sum to 1 over the whole numbers, and are no density in between. The
+    cdf is that of the discrete distribution at whole numbers, and between them rises along the same formula, which is
+    the incomplete beta function at x + 1; below 0 it is 0, so it jumps to the probability of 0 there. Quantiles thus
+    are smooth in the level, and lie below the discrete quantile by less than 1: rounding up gives it.
+    """
+
+    jumps: ClassVar[tuple[float, ...]] = (0.0,)
+
+    total_count: Tensor
+    logits: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """`[..., k]`."""
+        return self.total_count * self.logits.exp()
+
+    def supports(self, x: Tensor) -> Tensor:
+        """Everything from 0 on."""
+        return ~(x < 0)
+
+    def bracket(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """From 0 to Cantelli's bound from mean and variance."""
+        deviation = (self.mean * (1 + self.logits.exp())).sqrt()
+        upper = self.mean + deviation * (level / (1 - level)).sqrt()
+        return torch.zeros_like(upper), upper
+
+    def _log_density(self, x: Tensor) -> Tensor:
+        count = self.total_count.clamp(min=torch.finfo(self.total_count.dtype).tiny)
+        choices = torch.lgamma(1 + count + x) - torch.lgamma(1 + count) - torch.lgamma(1 + x)
+        choices = choices + count.log() - (count + x).log()
+        return choices + count * functional.logsigmoid(-self.logits) + x * functional.logsigmoid(self.logits)
+
+    def _cumulated(self, x: Tensor) -> Tensor:
+        inside = ~(x < 0)
+        above = x.masked_fill(~inside, 0.0) + 1
+        return betainc(self.total_count, above, torch.sigmoid(-self.logits), torch.sigmoid(self.logits)) * inside
+
+
+@dataclass(frozen=True)
+class LogNormal(Component):
+    """A positive value whose logarithm is normal with mean `loc` and standard deviation `scale`."""
+
+    loc: Tensor
+    scale: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """`[..., k]`."""
+        return (self.loc + self.scale.square() / 2).exp()
+
+    def supports(self, x: Tensor) -> Tensor:
+        """Everything above 0."""
+        return ~(x <= 0)
+
+    def bracket(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """The quantile itself."""
+        quantile = (self.loc + self.scale * ndtri(level)).exp()
+        return quantile, quantile
+
+    def _log_density(self, x: Tensor) -> Tensor:
+        logarithm = x.log()
+        z = (logarithm - self.loc) / self.scale
+        return -0.5 * z.square() - logarithm - self.scale.log() - _HALF_LOG_TWO_PI
+
+    def _cumulated(self, x: Tensor) -> Tensor:
+        # The logarithm of 0 is minus infinity, where the normal cdf is 0.
+        return ndtr((x.clamp(min=0).log() - self.loc) / self.scale)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """y = `loc` + `scale` * x, x being drawn from one of K components by weight.
+
+    Args:
+        weights_logits: `[..., K]`, weights before their softmax, in the order of the components and their last axes.
+        components: their last axes add up to K, their other axes broadcast.
+        loc: `[...]`, in the units of y; None for 0.
+        scale: `[...]`, positive, in the units of y; None for 1.
+
+    Raises:
+        TspruneError: the last axes do not add up to the number of weights.
+    """
+
+    weights_logits: Tensor
+    components: Sequence[Component]
+    loc: Tensor | None = None
+    scale: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        widths = [component.shape[-1] for component in self.components]
+        if sum(widths) != self.weights_logits.shape[-1]:
+            raise TspruneError(
+                f"components of widths {widths} do not match {self.weights_logits.shape[-1]} mixture weights; "
+                "every parameter needs a last axis of components"
+            )
+
+    @property
+    def shape(self) -> torch.Size:
+        """`[...]`, without the axis of components."""
+        shapes = [component.shape[:-1] for component in self.components]
+        affine = [part.shape for part in (self.loc, self.scale) if part is not None]
+        return torch.broadcast_shapes(self.weights_logits.shape[:-1], *shapes, *affine)
+
+    @property
+    def base(self) -> Mixture:
+        """The distribution of x, in normalised units."""
+        return replace(self, loc=None, scale=None)
+
+    @property
+    def mean(self) -> Tensor:
+        """`[...]`, in the units of y."""
+        weights = _at_least_single(self.weights_logits).softmax(-1)
+        parts = [component.map(_at_least_single).mean for component in self.components]
+        return self._to_own((weights * self._joined(parts)).sum(-1))
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Log density `[...]` per unit of y (`base.log_prob(x)`: per normalised unit).
+
+        A component that does not support the value drops out together with its weight; the others' weights stay as
+        they are. Minus infinity, with a gradient of 0, where none supports it; NaN where y is NaN.
+        """
+        x = self._to_base(_at_least_single(y))[..., None]
+        terms = self._joined([component.log_prob(x) for component in self.components])
+        joint = terms + _at_least_single(self.weights_logits).log_softmax(-1)
+        impossible = (joint == -torch.inf).all(-1)
+        density = joint.masked_fill(impossible[..., None], 0.0).logsumexp(-1).masked_fill(impossible, -torch.inf)
+        return density if self.scale is None else density - self.scale.log()
+
+    @torch.no_grad()
+    def cdf(self, y: Tensor) -> Tensor:
+        """Probability `[...]` of at most y, in the dtype of y."""
+        x = self._to_base(y.double())[..., None]
+        parts = [component.cdf(x) for component in self.components]
+        return (self.weights_logits.double().softmax(-1) * self._joined(parts)).sum(-1).to(y.dtype)
+
+    @torch.no_grad()
+    def quantile(self, levels: Sequence[float]) -> Tensor:
+        """The least y whose cdf reaches a level.
+
+        It depends on nothing else in the batch, but for the last digit of float64, and does not fall when the level
+        rises. Of a `NegativeBinomial` part the cdf between whole numbers is used: such a quantile is smooth in the
+        level, and by less than one normalised unit below that of the mixture in which the part is discrete.
+
+        Args:
+            levels: Q levels in (0, 1).
+
+        Returns:
+            `[Q, ...]` in the units of y and the dtype of the weights.
+
+        Raises:
+            TspruneError: a level is not in (0, 1).
+        """
+        wrong = [level for level in levels if not 0 < level < 1]
+        if wrong:
+            raise TspruneError(f"quantile level {wrong[0]} is not between 0 and 1; give levels such as 0.1, 0.5, 0.9")
+        wanted = torch.tensor(list(levels), dtype=torch.float64, device=self.weights_logits.device)
+        return self._inverse(wanted.view(-1, *[1] * len(self.shape)))
+
+    @torch.no_grad()
+    def sample(self, uniforms: Tensor) -> Tensor:
+        """Samples by inverting the cdf: the same uniform numbers give the same samples, in any batch.
+
+        Args:
+            uniforms: `[S]`, one number per sample, or `[S, ...]`, one per sample and value; in [0, 1], of which 0 and 1
+                are moved inwards by half the step of their dtype, since random numbers include them.
+
+        Returns:
+            `[S, ...]`, as `quantile` gives them.
+
+        Raises:
+            TspruneError: the numbers are not in [0, 1], or are not of such a shape.
+        """
+        if uniforms.dim() == 1:
+            uniforms = uniforms.view(-1, *[1] * len(self.shape))
+        fits = all(own in (1, size) for own, size in zip(uniforms.shape[1:], self.shape, strict=False))
+        if uniforms.dim() != 1 + len(self.shape) or not fits:
+            raise TspruneError(
+                f"uniform numbers of shape {list(uniforms.shape)} do not fit a distribution of shape "
+                f"{list(self.shape)}; give [S] or [S, ...]"
+            )
+        if not bool(((uniforms >= 0) & (uniforms <= 1)).all()):
+            raise TspruneError("uniform numbers are outside [0, 1] or NaN; draw them with torch.rand")
+        inwards = torch.finfo(uniforms.dtype).eps / 4
+        return self._inverse(uniforms.double().clamp(inwards, 1 - inwards))
+
+    def _inverse(self, levels: Tensor) -> Tensor:
+        """Quantiles at levels that broadcast to `[S, ...]`, float64."""
+        rows = _Rows.of(self)
+        levels = levels.expand(-1, *self.shape).flatten()
+        row = torch.arange(levels.numel(), device=levels.device) % max(len(rows.weights), 1)
+        size = _CHUNK // rows.weights.shape[-1] + 1
+        chunks = zip(row.split(size), levels.split(size), strict=True)
+        x = torch.cat([rows.take(some).quantile(level) for some, level in chunks])
+        return self._to_own(x.view(-1, *self.shape)).to(self.weights_logits.dtype)
+
+    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """Values of the components side by side, `[..., K]`."""
+        shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+        widths = [component.shape[-1] for component in self.components]
+        return torch.cat([part.expand(*shape, width) for part, width in zip(parts, widths, strict=True)], dim=-1)
+
+    def _to_base(self, y: Tensor) -> Tensor:
+        y = y if self.loc is None else y - self.loc
+        return y if self.scale is None else y / self.scale
+
+    def _to_own(self, x: Tensor) -> Tensor:
+        x = x if self.scale is None else x * self.scale
+        return x if self.loc is None else x + self.loc
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """N mixtures in normalised units: weights `[N, K]` and components `[N, k]`, float64."""
+
+    weights: Tensor
+    components: tuple[Component, ...]
+
+    @classmethod
+    def of(cls, mixture: Mixture) -> _Rows:
+        """Every place of a mixture as a row."""
+
+        def flat(value: Tensor, width: int) -> Tensor:
+            return value.double().expand(*mixture.shape, width).reshape(-1, width)
+
+        weights = flat(mixture.weights_logits.double().softmax(-1), mixture.weights_logits.shape[-1])
+        parts = [part.map(partial(flat, width=part.shape[-1])).prepared() for part in mixture.components]
+        return cls(weights, tuple(parts))
+
+    def take(self, index: Tensor) -> _Rows:
+        """Some rows, `[M]` int64."""
+        return _Rows(self.weights[index], tuple(part.map(lambda value: value[index]) for part in self.components))
+
+    def cdf(self, x: Tensor) -> Tensor:
+        """`[N]` in and out."""
+        values = torch.cat([part.cdf(x[:, None]) for part in self.components], dim=-1)
+        return (self.weights * values).sum(-1)
+
+    def quantile(self, level: Tensor) -> Tensor:
+        """`[N]` in and out. The quantile of a mixture lies between the least and the greatest of its components'."""
+        brackets = [part.bracket(level[:, None]) for part in self.components]
+        lower = torch.cat([ends[0] for ends in brackets], dim=-1).amin(-1).clamp(-_FARTHEST, _FARTHEST)
+        upper = torch.cat([ends[1] for ends in brackets], dim=-1).amax(-1).clamp(-_FARTHEST, _FARTHEST)
+        for jump in sorted({point for part in self.components for point in part.jumps}):
+            # Looked at beforehand, since bisection alone takes its full time to close in on a jump.
+            point = torch.full_like(level, jump)
+            below = point.nextafter(torch.full_like(level, -math.inf))
+            past, reached = level > self.cdf(point), level > self.cdf(below)
+            lower = torch.where(reached, lower.clamp(min=jump), lower)
+            upper = torch.where(past, upper, upper.clamp(max=jump))
+        return rising_root(lambda x, index: self.take(index).cdf(x) - level[index], lower, upper)
+
+
+def _at_least_single(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))

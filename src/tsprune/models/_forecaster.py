@@ -69,6 +69,7 @@ class Forecaster(nn.Module):
         levels: quantile levels Q of its output.
         native_horizon: steps it forecasts in one pass; longer horizons are rolled out.
         patch: steps of one output patch; the loss is defined for any multiple up to the native horizon.
+        objective: the loss it is tuned on, one of `objectives`.
         context_length: steps of context it uses at most; older ones are cut.
         kept: what stays of the model that the config describes, by group name, units that go along with others
             included; empty for an unpruned model.
@@ -83,6 +84,8 @@ class Forecaster(nn.Module):
     checkpoints: ClassVar[tuple[Checkpoint, ...]] = ()
     names: ClassVar[Renames] = Renames()
     """Public tensor names and ours."""
+    objectives: ClassVar[tuple[str, ...]] = ("own",)
+    """Losses it can be tuned on: `own`, that of its pretraining, and `mse` of its point forecast on the instance scale."""
     pretraining_corpora: tuple[str, ...] | None = None
     """What the model is known to have been pretrained on; None where nobody said. A family sets what its public
     checkpoints saw, the config of a model of our own says it itself."""
@@ -92,6 +95,7 @@ class Forecaster(nn.Module):
     native_horizon: int
     context_length: int
     patch: int = 1
+    objective: str = "own"
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +126,10 @@ class Forecaster(nn.Module):
 
     @abstractmethod
     def row_losses(self, batch: Batch) -> Tensor:
-        """Training loss of each row `[B]`, as in the family's pretraining; rows without target give 0."""
+        """Training loss of each row `[B]` by `objective`; rows without target give 0.
+
+        Values are on the scale of each row's own context, so that series in other units weigh alike.
+        """
 
     @abstractmethod
     def predict(self, batch: Batch, steps: int) -> Tensor:
