@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -24,15 +24,12 @@ from tsprune.errors import TspruneError
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 _FARTHEST = 1e300
-_CHUNK = 1 << 16
+_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)
 class Component(ABC):
     """One kind of distribution. Parameters are `[..., k]`, values `[..., k]` or `[..., 1]`; all of them broadcast."""
-
-    jumps: ClassVar[tuple[float, ...]] = ()
-    """Values that have a probability of their own, so that the cdf jumps there."""
 
     @property
     @abstractmethod
@@ -46,6 +43,10 @@ class Component(ABC):
     @abstractmethod
     def bracket(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """Two values between which the quantile at a level in (0, 1) lies; float64, as are the parameters."""
+
+    def landmarks(self) -> Sequence[Tensor]:
+        """Values `[..., k]` next to which the cdf may rise suddenly: looked at first when a quantile is sought."""
+        return ()
 
     @abstractmethod
     def _log_density(self, x: Tensor) -> Tensor:
@@ -158,6 +159,10 @@ class Normal(Component):
         quantile = self.loc + self.scale * ndtri(level)
         return quantile, quantile
 
+    def landmarks(self) -> Sequence[Tensor]:
+        """Both ends of the bulk: the scale may be tiny."""
+        return self.loc - 6 * self.scale, self.loc + 6 * self.scale
+
     def _log_density(self, x: Tensor) -> Tensor:
         return -0.5 * ((x - self.loc) / self.scale).square() - self.scale.log() - _HALF_LOG_TWO_PI
 
@@ -174,8 +179,6 @@ class NegativeBinomial(Component):
     the incomplete beta function at x + 1; below 0 it is 0, so it jumps to the probability of 0 there. Quantiles thus
     are smooth in the level, and lie below the discrete quantile by less than 1: rounding up gives it.
     """
-
-    jumps: ClassVar[tuple[float, ...]] = (0.0,)
 
     total_count: Tensor
     logits: Tensor
@@ -194,6 +197,11 @@ class NegativeBinomial(Component):
         deviation = (self.mean * (1 + self.logits.exp())).sqrt()
         upper = self.mean + deviation * (level / (1 - level)).sqrt()
         return torch.zeros_like(upper), upper
+
+    def landmarks(self) -> Sequence[Tensor]:
+        """The jump: 0 and the greatest number below it."""
+        zero = torch.zeros_like(self.logits)
+        return zero.nextafter(torch.full_like(zero, -math.inf)), zero
 
     def _log_density(self, x: Tensor) -> Tensor:
         count = self.total_count.clamp(min=torch.finfo(self.total_count.dtype).tiny)
@@ -360,8 +368,7 @@ class Mixture:
         levels = levels.expand(-1, *self.shape).flatten()
         row = torch.arange(levels.numel(), device=levels.device) % max(len(rows.weights), 1)
         size = _CHUNK // rows.weights.shape[-1] + 1
-        chunks = zip(row.split(size), levels.split(size), strict=True)
-        x = torch.cat([rows.take(some).quantile(level) for some, level in chunks])
+        x = torch.cat([rows.quantile(*some) for some in zip(row.split(size), levels.split(size), strict=True)])
         return self._to_own(x.view(-1, *self.shape)).to(self.weights_logits.dtype)
 
     def _joined(self, parts: Sequence[Tensor]) -> Tensor:
@@ -381,10 +388,11 @@ class Mixture:
 
 @dataclass(frozen=True)
 class _Rows:
-    """N mixtures in normalised units: weights `[N, K]` and components `[N, k]`, float64."""
+    """N mixtures in normalised units, float64: weights `[N, K]`, components `[N, k]`, landmarks and the cdf there."""
 
     weights: Tensor
-    components: tuple[Component, ...]
+    components: Sequence[Component]
+    landmarks: Sequence[tuple[Tensor, Tensor]] = ()
 
     @classmethod
     def of(cls, mixture: Mixture) -> _Rows:
@@ -395,30 +403,32 @@ class _Rows:
 
         weights = flat(mixture.weights_logits.double().softmax(-1), mixture.weights_logits.shape[-1])
         parts = [part.map(partial(flat, width=part.shape[-1])).prepared() for part in mixture.components]
-        return cls(weights, tuple(parts))
+        rows = cls(weights, parts)
+        points = [point for part in parts for many in part.landmarks() for point in many.unbind(-1)]
+        return replace(rows, landmarks=[(point, rows.cdf(point)) for point in points])
 
     def take(self, index: Tensor) -> _Rows:
-        """Some rows, `[M]` int64."""
-        return _Rows(self.weights[index], tuple(part.map(lambda value: value[index]) for part in self.components))
+        """The mixtures of some rows, `[M]` int64, without landmarks."""
+        return _Rows(self.weights[index], [part.map(lambda value: value[index]) for part in self.components])
 
     def cdf(self, x: Tensor) -> Tensor:
         """`[N]` in and out."""
         values = torch.cat([part.cdf(x[:, None]) for part in self.components], dim=-1)
         return (self.weights * values).sum(-1)
 
-    def quantile(self, level: Tensor) -> Tensor:
-        """`[N]` in and out. The quantile of a mixture lies between the least and the greatest of its components'."""
-        brackets = [part.bracket(level[:, None]) for part in self.components]
-        lower = torch.cat([ends[0] for ends in brackets], dim=-1).amin(-1).clamp(-_FARTHEST, _FARTHEST)
-        upper = torch.cat([ends[1] for ends in brackets], dim=-1).amax(-1).clamp(-_FARTHEST, _FARTHEST)
-        for jump in sorted({point for part in self.components for point in part.jumps}):
-            # Looked at beforehand, since bisection alone takes its full time to close in on a jump.
-            point = torch.full_like(level, jump)
-            below = point.nextafter(torch.full_like(level, -math.inf))
-            past, reached = level > self.cdf(point), level > self.cdf(below)
-            lower = torch.where(reached, lower.clamp(min=jump), lower)
-            upper = torch.where(past, upper, upper.clamp(max=jump))
-        return rising_root(lambda x, index: self.take(index).cdf(x) - level[index], lower, upper)
+    def quantile(self, row: Tensor, level: Tensor) -> Tensor:
+        """Of some rows `[M]` int64 at levels `[M]`: between the least and the greatest quantile of the components."""
+        some = self.take(row)
+        lowers, uppers = zip(*(part.bracket(level[:, None]) for part in some.components), strict=True)
+        lower = torch.cat(lowers, dim=-1).amin(-1).clamp(-_FARTHEST, _FARTHEST)
+        upper = torch.cat(uppers, dim=-1).amax(-1).clamp(-_FARTHEST, _FARTHEST)
+        at_lower, at_upper = -level, 1 - level
+        for point, cumulated in self.landmarks:
+            point, value = point[row], cumulated[row] - level
+            rise, fall = (value < 0) & (point > lower), (value >= 0) & (point < upper)
+            lower, at_lower = torch.where(rise, point, lower), torch.where(rise, value, at_lower)
+            upper, at_upper = torch.where(fall, point, upper), torch.where(fall, value, at_upper)
+        return rising_root(lambda x, i: some.take(i).cdf(x) - level[i], lower, upper, at_lower, at_upper)
 
 
 def _at_least_single(value: Tensor) -> Tensor:

@@ -95,48 +95,55 @@ def _log_quotient(excess: Tensor, quotient: Tensor) -> Tensor:
 def _fraction(a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """x^a y^b / (B(a, b) I_x(a, b)) for x below about the mean, float64; y = 1 - x. Lentz's method."""
     shape = a.shape
-    a, b, x, y = (part.flatten() for part in (a, b, x, y))
-    out = torch.empty_like(a)
-    index = torch.arange(a.numel(), device=a.device)
+    out = torch.empty_like(a).flatten()
+    index = torch.arange(out.numel(), device=out.device)
     drift = a * y - b * x + 1
-    value = a * drift / (a + 1)
-    upper, lower = value, torch.zeros_like(value)
+    inverse = (a + 1).reciprocal()
+    ratio = a * inverse
+    value = ratio * drift
+    parts = [a, b * x, (a + b) * x, x, 2 - x, drift, inverse, ratio, value, value, torch.zeros_like(value)]
+    state = torch.stack([part.flatten() for part in parts])
     for step in range(1, _FRACTION_STEPS + 1):
-        before = a + (2 * step - 1)
-        shared = (b - step) * x * step / before
-        numerator = shared * (a + (step - 1)) * (a + b + (step - 1)) * x / before
-        denominator = shared + step + (a + step) * (drift + (2 - x) * step) / (before + 2)
-        lower = (denominator + numerator * lower).reciprocal()
-        upper = denominator + numerator / upper
+        a, bx, sx, x, y_plus_one, drift, inverse, ratio, value, upper, lower = state
+        shared = bx.sub(x, alpha=step).mul_(inverse).mul_(step)
+        numerator = sx.add(x, alpha=step - 1).mul_(shared).mul_(ratio)
+        torch.add(a, 2 * step + 1, out=inverse).reciprocal_()
+        torch.add(a, step, out=ratio).mul_(inverse)
+        denominator = shared.addcmul_(drift.add(y_plus_one, alpha=step), ratio).add_(step)
+        torch.addcmul(denominator, numerator, lower, out=lower).reciprocal_()
+        torch.addcdiv(denominator, numerator, upper, out=upper)
         change = upper * lower
-        value = value * change
+        value.mul_(change)
         if step % _STEPS_BETWEEN_CHECKS:
             continue
-        going = (change - 1).abs() > 2 * _EPSILON
-        out[index[~going]] = value[~going]
-        index, a, b, x = index[going], a[going], b[going], x[going]
-        drift, value, upper, lower = drift[going], value[going], upper[going], lower[going]
-        if not index.numel():
+        out[index] = value
+        going = (change.sub_(1).abs_() > 2 * _EPSILON).nonzero().squeeze(1)
+        if not going.numel():
             return out.view(shape)
+        if going.numel() < index.numel():
+            index, state = index[going], state.index_select(1, going)
     raise TspruneError(
-        f"the incomplete beta function did not converge in {_FRACTION_STEPS} steps for a = {a[0].item():g}, "
-        f"b = {b[0].item():g}, x = {x[0].item():g}; at least one of a and b is expected to be below 1e8"
+        f"the incomplete beta function did not converge in {_FRACTION_STEPS} steps for a = {state[0, 0].item():g}, "
+        f"b = {(state[1, 0] / state[3, 0]).item():g}; at least one of the two is expected to be below 1e8"
     )
 
 
 @torch.no_grad()
-def rising_root(function: Callable[[Tensor, Tensor], Tensor], lower: Tensor, upper: Tensor) -> Tensor:
+def rising_root(
+    function: Callable[[Tensor, Tensor], Tensor], lower: Tensor, upper: Tensor, at_lower: Tensor, at_upper: Tensor
+) -> Tensor:
     """Where rising functions, one per element, first reach 0 in their brackets: bisection that interpolates if it may.
 
     Chandrupatla's method (Advances in Engineering Software 28, 1997): inverse quadratic interpolation through the last
-    three points where these allow a monotone parabola, a halving otherwise. A smooth function takes about ten
+    three points where these allow a monotone parabola, a halving otherwise. A smooth function takes about eight
     evaluations, one that jumps about sixty.
 
     Args:
-        function: value at points `[M]` float64 of the elements `[M]` int64 that are still open. It may jump. At the
-            lower end it counts as negative and at the upper end as positive; it is evaluated at neither.
+        function: value at points `[M]` float64 of the elements `[M]` int64 that are still open. It may jump.
         lower: `[N]` float64.
         upper: `[N]` float64.
+        at_lower: what the function is near the lower end `[N]`, negative. Only its sign need be right.
+        at_upper: what it is near the upper end, positive.
 
     Returns:
         `[N]` float64: the least point found where the function is not negative, to about the last digit. NaN where an
@@ -144,12 +151,12 @@ def rising_root(function: Callable[[Tensor, Tensor], Tensor], lower: Tensor, upp
     """
     out = torch.where(lower.isnan(), lower, upper)
     index = torch.arange(out.numel(), device=out.device)
-    ends = _Ends(lower, upper, lower, *(torch.full_like(out, side) for side in (-1.0, 1.0, -1.0)))
+    ends = _Ends(lower, upper, lower, at_lower, at_upper, at_lower)
     share = torch.full_like(out, 0.5)
     for _ in range(_ROOT_STEPS):
         least = ends.least_share()
         # NaN compares false, so what is NaN leaves like what has converged.
-        going = (least < 0.5) & (ends.at_newest != 0)
+        going = ((least < 0.5) & (ends.at_newest != 0)).nonzero().squeeze(1)
         index, share, least = index[going], share[going], least[going]
         ends = _Ends(*(part[going] for part in ends))
         if not index.numel():

@@ -85,7 +85,7 @@ class Forecaster(nn.Module):
     names: ClassVar[Renames] = Renames()
     """Public tensor names and ours."""
     objectives: ClassVar[tuple[str, ...]] = ("own",)
-    """Losses it can be tuned on: `own`, that of its pretraining, and `mse` of its point forecast on the instance scale."""
+    """Losses it can be tuned on: `own`, that of its pretraining; `mse` of the point forecast, on the instance scale."""
     pretraining_corpora: tuple[str, ...] | None = None
     """What the model is known to have been pretrained on; None where nobody said. A family sets what its public
     checkpoints saw, the config of a model of our own says it itself."""
