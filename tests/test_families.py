@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tsprune
 from tests.families._kit import Public
-from tests.tiny import ALL_FAMILIES, family_facts, grouped_batch, tiny_batch, tiny_config, tiny_model, waves
+from tests.tiny import ALL_FAMILIES, TESTED, family_facts, grouped_batch, tiny_batch, tiny_config, tiny_model, waves
 from tsprune import registry
 from tsprune.blocks.gate import Rows, Tap
 from tsprune.data.batch import Batch
@@ -54,6 +54,10 @@ def as_double(batch: Batch) -> Batch:
     """The batch with its floating point tensors in double precision."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return Batch(**{n: v.double() if v is not None and v.is_floating_point() else v for n, v in values.items()})
+
+
+def test_every_family_has_its_facts_for_these_tests() -> None:
+    assert registry.names("tsprune.models") == TESTED
 
 
 @every_family
