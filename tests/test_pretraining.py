@@ -20,6 +20,7 @@ import tsprune
 from running import wide
 from tsprune.data.corpus import Corpus
 from tsprune.errors import TspruneError
+from tsprune.models._loading import family_of
 from tsprune.pretraining import Pretraining, make_optimizers, mini_config, preset, pretrain, window_batch
 from tsprune.progress import Progress
 from tsprune.settings import PretrainSettings
@@ -235,12 +236,24 @@ def test_batches_depend_on_seed_and_step_alone(family: str, tmp_path: Path) -> N
     assert (grouped > 0) == one.model.capabilities.multivariate
 
 
-def test_mini_is_a_preset_and_others_are_not() -> None:
+PRESETS = sorted(path.stem for path in (Path(tsprune.__file__).parent / "bundled" / "configs").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_small_model_of_its_family(name: str) -> None:
+    family, _, size = name.partition("-")
+    config = preset(family, size)
+    kind = family_of(config, None, Path(name))
+    assert kind.family == family
+    with torch.device("meta"):
+        model = kind.from_config(config)
+    assert 1e5 < model.parameter_count() < 6e6
+
+
+def test_an_unknown_preset_lists_the_known() -> None:
     assert preset("chronos2", "mini") == mini_config()
-    model = tsprune.models._loading.family_of(mini_config(), None, Path("x")).from_config(mini_config())  # type: ignore[attr-defined]
-    assert 2e6 < model.parameter_count() < 4e6
-    with pytest.raises(TspruneError, match="--size 'mini'"):
-        preset("chronos_bolt", "mini")
+    with pytest.raises(TspruneError, match="--size 'huge' is no preset of chronos2; use mini"):
+        preset("chronos2", "huge")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsprune.catalogue import ModelsSettings, run_models
 from tsprune.data.reading import ReadOptions
 from tsprune.errors import TspruneError
 from tsprune.flags import Chosen
@@ -389,6 +390,7 @@ _ALL = (
     Command("evaluate", run_evaluate, (TaskSettings, EvaluateOutput, ReadOptions)),
     Command("predict", run_predict, (PredictSettings, ReadOptions), "model"),
     Command("pretrain", run_pretrain, (PretrainOutput, PretrainSettings)),
+    Command("models", run_models, (ModelsSettings,), "family"),
 )
 COMMANDS: tuple[Command, ...] = tuple(
     replace(entry, run=shared(entry.run) if entry.name in ("score", "prune") else alone(entry.run, entry.name))

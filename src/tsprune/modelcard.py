@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tsprune.evaluation.machine import machine_line
+
+if TYPE_CHECKING:
+    from tsprune.models._forecaster import Forecaster
 
 SIMULATED = "tsprune simulated series"
 
@@ -16,9 +19,7 @@ def corpora(description: Mapping[str, Any] | None) -> list[str]:
 
 
 def model_card(
-    family: str,
-    parameters: int,
-    config: Mapping[str, Any],
+    model: Forecaster,
     settings: Mapping[str, Any],
     description: Mapping[str, Any] | None,
     seconds: float,
@@ -27,15 +28,12 @@ def model_card(
     """The card as Markdown.
 
     Args:
-        family: the family's name.
-        parameters: number of parameters.
-        config: the model's public config.
+        model: its sizes are told.
         settings: of the pretraining, by option name.
         description: of the real series (`Corpus.describe`), or None for simulated ones alone.
         seconds: training time.
         threads: CPU threads that torch used.
     """
-    section = config.get("chronos_config", {})
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
     real = "none: simulated series alone"
     if description:
@@ -44,13 +42,14 @@ def model_card(
             f"{len(description['files'])} files ({', '.join(description['files'])})"
         )
     folder = " --corpus FOLDER" if description else ""
+    millions = model.parameter_count() / 1e6
     lines = [
-        f"# A {family} model of {parameters / 1e6:.2f} M parameters, pretrained from scratch by tsprune",
+        f"# A {model.family} model of {millions:.2f} M parameters, pretrained from scratch by tsprune",
         "",
-        f"- architecture: family `{family}`, context {section.get('context_length')}, patches of "
-        f"{section.get('input_patch_size')}, {len(section.get('quantiles', ()))} quantile levels, float16 on disk",
+        f"- architecture: family `{model.family}`, context {model.context_length}, patches of {model.patch}, up to "
+        f"{model.native_horizon} steps in one pass, {len(model.levels)} quantile level(s), float16 on disk",
         f"- corpus: simulated series of `tsprune.data.simulated`, and {real}",
-        f"- made by: `tsprune pretrain --family {family}{folder} {flags}`",
+        f"- made by: `tsprune pretrain --family {model.family}{folder} {flags}`",
         f"- steps {settings['steps']}, seed {settings['seed']}, {seconds / 60:.0f} minutes on {threads} thread(s)",
         f"- machine: {machine_line()}",
         "",

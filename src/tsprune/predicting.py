@@ -76,16 +76,20 @@ def predict(
 
 
 def as_model(source: object) -> Forecaster:
-    """A loaded model as it is; a name, directory or hub id is loaded."""
+    """A loaded model as it is; a name, directory, hub id or a model of an original package is loaded."""
     from tsprune.models import load
     from tsprune.models._forecaster import Forecaster
+    from tsprune.models._memory import has_network
 
     if isinstance(source, Forecaster):
         return source
     if isinstance(source, str | PathLike):
         return load(os.fspath(source))
+    if has_network(source):
+        return load(source)
     raise TspruneError(
-        f"model is a {type(source).__name__}, expected a loaded model, or a name, directory or hub id to load"
+        f"model is a {type(source).__name__}, expected a loaded model, a name, directory or hub id to load, or a model "
+        "object of an original package"
     )
 
 

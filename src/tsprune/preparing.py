@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tsprune.blocks.units import shell
 from tsprune.data.batch import Batch
 from tsprune.data.panel import Panel
 from tsprune.data.reading import ReadOptions, read
@@ -139,6 +140,7 @@ class Prepared:
             "context": self.split.context,
             "together": self.task.together,
             "model": fingerprint(self.model),
+            "loss": self.model.objective,
             "validation_windows": self.task.validation_windows,
             "seed": self.task.seed,
         }
@@ -167,7 +169,8 @@ def prepare(
         panel = read(Path(task.data), options) if task.data else sample_panel(options)
     model = load(task.model, device=task.device) if model is None else model
     refuse_unsupported(panel, model, task.together)
-    notes = list(getattr(model, "notes", ()))
+    model = with_objective(model, task.loss)
+    notes = [*getattr(model, "notes", ()), *capability_notes(panel, model)]
     horizon = task.horizon or default_horizon(panel)
     if not task.horizon:
         notes.append(
@@ -187,6 +190,42 @@ def prepare(
             f"forecasts are rolled out, training targets are the first {model.native_horizon} steps"
         )
     return Prepared(task, panel, split, model, tuple(notes) + split.notes + split.scaler.notes)
+
+
+def with_objective(model: Forecaster, loss: str) -> Forecaster:
+    """The model with another loss to be scored and tuned on; the one passed in is not changed.
+
+    Raises:
+        TspruneError: the family has no such loss.
+    """
+    if loss in ("", model.objective):
+        return model
+    if loss not in model.objectives:
+        raise TspruneError(
+            f"--loss {loss!r} is not among the losses of family {model.family}: {', '.join(model.objectives)}"
+        )
+    other = shell(model)
+    other.objective = loss
+    return other
+
+
+def capability_notes(panel: Panel, model: Forecaster) -> list[str]:
+    """What the family does with data it cannot take as they are, and what its forecasts lack."""
+    notes = []
+    gaps = sum(int(np.isnan(series.values).sum()) for series in panel.series)
+    if gaps and not model.capabilities.missing_values:
+        notes.append(
+            f"family {model.family} cannot see missing values: {gaps:,} of them are filled by straight lines between "
+            "their neighbours when they stand in a context; targets that are missing are never scored"
+        )
+    if not model.capabilities.quantiles:
+        notes.append(
+            f"family {model.family} forecasts single values: every quantile equals them, and the weighted quantile "
+            "loss is that of a point forecast"
+        )
+    if model.objective != "own":
+        notes.append(f"scoring, steering and tuning use the loss {model.objective}")
+    return notes
 
 
 def sample_panel(options: ReadOptions | None = None) -> Panel:

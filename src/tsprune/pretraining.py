@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,7 @@ from tsprune.data.simulated import WindowSource
 from tsprune.errors import TspruneError
 from tsprune.modelcard import corpora, model_card
 from tsprune.models._forecaster import Forecaster
-from tsprune.models._loading import _device as check_device
-from tsprune.models._loading import family_of, read_config
+from tsprune.models._loading import device_of, family_of, read_config
 from tsprune.progress import Progress
 from tsprune.registry import find
 from tsprune.settings import PretrainSettings
@@ -136,15 +137,20 @@ class Pretraining:
         decay = min(self.settings.averaging, self.step / (self.step + 10))
         with torch.no_grad():
             for name, value in self.model.state_dict().items():
-                self.average[name].lerp_(value, 1 - decay)
+                if value.is_floating_point():
+                    self.average[name].lerp_(value, 1 - decay)
+                else:
+                    self.average[name].copy_(value)
         return float(loss.detach())
 
     def draw(self, step: int) -> Batch:
         """The batch of that step, a function of seed and step alone."""
         settings = self.settings
         rng = np.random.default_rng(np.random.SeedSequence([settings.seed, step, 7]))
-        patch = self.model.patch
-        horizon = patch * int(min(self.model.native_horizon // patch, rng.choice([4, 6, 6, 8, 12, 16])))
+        patch, horizon = self.model.patch, self.model.native_horizon
+        count = int(rng.choice([4, 6, 6, 8, 12, 16]))
+        if self.model.output_patch is not None:
+            horizon = min(horizon, count * self.model.output_patch)
         context = self.model.context_length
         if rng.random() < 0.15:
             context = int(rng.integers(2 * patch, context + 1))
@@ -183,12 +189,13 @@ class Pretraining:
         """The averaged weights in the public layout, half precision on disk, with a card."""
         target = self.out / "model"
         config = self.model.config | {"pretraining_corpora": corpora(self.description)}
-        count, threads = self.model.parameter_count(), torch.get_num_threads()
-        card = model_card(
-            self.model.family, count, config, asdict(self.settings), self.description, self.seconds, threads
-        )
+        threads = torch.get_num_threads()
+        card = model_card(self.model, asdict(self.settings), self.description, self.seconds, threads)
         write_text(target / "MODEL_CARD.md", card)
-        tensors = {name: value.to(dtype) for name, value in self.average.items()}
+        averaged = copy.deepcopy(self.model)
+        averaged.load_state_dict(self.average)
+        public = averaged.tensors_to_public()
+        tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in public.items()}
         write_tensors(target / "model.safetensors", tensors, {"format": "pt"})
         write_text(target / "config.json", json.dumps(config, indent=2) + "\n")
         return target
@@ -307,7 +314,7 @@ def _config(path: Path, family: str) -> dict[str, Any]:
 
 def _check_possible(model: Forecaster, settings: PretrainSettings) -> None:
     """Refuse what would fail in the middle of the training."""
-    check_device(settings.device)
+    device_of(settings.device)
     if settings.groups and model.capabilities.multivariate and settings.batch < LARGEST_GROUP:
         raise TspruneError(
             f"--batch {settings.batch} cannot hold a group of {LARGEST_GROUP} related series; give "
@@ -316,46 +323,22 @@ def _check_possible(model: Forecaster, settings: PretrainSettings) -> None:
 
 
 def preset(family: str, size: str) -> dict[str, Any]:
-    """A config by family and name."""
-    if (family, size) != ("chronos2", "mini"):
+    """A config inside the package, by family and name.
+
+    Raises:
+        TspruneError: there is none of that name; the message lists those there are.
+    """
+    folder = resources.files("tsprune") / "bundled" / "configs"
+    known = sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
+    if f"{family}-{size}" not in known:
+        own = [name.removeprefix(f"{family}-") for name in known if name.startswith(f"{family}-")]
         raise TspruneError(
-            f"--size {size!r} is no preset of {family}; use mini (chronos2), or the path of a config.json"
+            f"--size {size!r} is no preset of {family}; use {', '.join([*own, 'the path of a config.json'])}"
         )
-    return mini_config()
+    found: dict[str, Any] = json.loads((folder / f"{family}-{size}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def mini_config(**changes: Any) -> dict[str, Any]:
     """Config of the bundled `mini`: the Chronos-2 architecture at about 3 million parameters."""
-    levels = [0.01, *[round(0.05 * k, 2) for k in range(1, 20)], 0.99]
-    config: dict[str, Any] = {
-        "architectures": ["Chronos2Model"],
-        "chronos_pipeline_class": "Chronos2Pipeline",
-        "model_type": "t5",
-        "d_model": 192,
-        "d_kv": 32,
-        "d_ff": 768,
-        "num_layers": 4,
-        "num_heads": 6,
-        "dense_act_fn": "relu",
-        "feed_forward_proj": "relu",
-        "is_gated_act": False,
-        "dropout_rate": 0.0,
-        "layer_norm_epsilon": 1e-6,
-        "rope_theta": 10000.0,
-        "initializer_factor": 1.0,
-        "vocab_size": 2,
-        "pad_token_id": 0,
-        "reg_token_id": 1,
-        "chronos_config": {
-            "context_length": 512,
-            "input_patch_size": 16,
-            "input_patch_stride": 16,
-            "output_patch_size": 16,
-            "max_output_patches": 16,
-            "quantiles": levels,
-            "time_encoding_scale": 512,
-            "use_arcsinh": True,
-            "use_reg_token": True,
-        },
-    }
-    return config | changes
+    return preset("chronos2", "mini") | changes

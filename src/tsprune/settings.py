@@ -27,6 +27,11 @@ class TaskSettings:
     context: int = option(0, "Steps of history the model sees. Default: what the model can use and the data allows.")
     split: str = option("auto", "auto, 'ratio 70/10/20', holdout, etth, ettm, or 'date TRAIN_END VALIDATION_END'.")
     together: bool = option(False, "Forecast all series of the file jointly, as one group (families that can).")
+    loss: str = option(
+        "",
+        "Loss of scoring, steering and tuning: own (of the family's pretraining) or mse (squared error of the point "
+        "forecast; families that have it). Default: the model's own.",
+    )
     batch_size: int = option(256, "Windows per batch when evaluating. Does not change any result.")
     validation_windows: int = option(512, "Validation windows that steer pruning and stopping, evenly spread.")
     test_windows: int = option(20000, "Test windows at most, evenly spread; 0 takes every one. The stride is reported.")

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsprune.errors import TspruneError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tsprune.models._forecaster import Forecaster
     from tsprune.plan import Plan
 
 
-def load(source: str | Path, *, family: str | None = None, dtype: str = "float32", device: str = "cpu") -> Forecaster:
-    """Load a model from the package (`mini`), a directory, or the hub.
+def load(
+    source: str | Path | Any,
+    *,
+    family: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    config: Mapping[str, Any] | None = None,
+) -> Forecaster:
+    """Load a model from the package (`mini`), a directory, the hub, or an original model in memory.
 
     Args:
-        source: `mini`, a local directory, or a hub id `owner/name`, optionally `@revision`.
+        source: `mini`, a local directory, a hub id `owner/name`, optionally `@revision`, or a model or pipeline object
+            of the original package, of which only config and tensors are read.
         family: name of the family; None recognises it from the config.
         dtype: type of the weights in memory: float32, float64, bfloat16 or float16.
         device: where the model goes, such as `cpu` or `cuda:0`.
+        config: public config of a model in memory that does not carry it.
 
     Returns:
         The model in eval mode; `model.notes` tells what was converted.
@@ -28,7 +40,15 @@ def load(source: str | Path, *, family: str | None = None, dtype: str = "float32
     """
     from tsprune.models import _loading
 
-    return _loading.load(source, family=family, dtype=dtype, device=device)
+    if not isinstance(source, str | PathLike):
+        from tsprune.models._memory import from_memory
+
+        return from_memory(source, config=config, family=family, dtype=dtype, device=device)
+    if config is not None:
+        raise TspruneError("config=... belongs to a model in memory; a directory or a hub id has its own config.json")
+    return _loading.load(
+        Path(source) if isinstance(source, PathLike) else source, family=family, dtype=dtype, device=device
+    )
 
 
 def save(model: Forecaster, directory: str | Path, plan: Plan | None = None) -> Path:

@@ -20,6 +20,9 @@ from tsprune.models._names import Renames
 TASK = "tsprune_task"
 """Entry of a tuned model's config: the horizon, context and so on that it was tuned and judged for."""
 
+OBJECTIVE = "tsprune_objective"
+"""Entry of the config of a model that is tuned on another loss than its family's own."""
+
 Kept = Mapping[str, Sequence[int]]
 """Units that stay, by group name. A group that is not named stays whole."""
 
@@ -68,7 +71,8 @@ class Forecaster(nn.Module):
         config: the public config, as read from or written to `config.json`.
         levels: quantile levels Q of its output.
         native_horizon: steps it forecasts in one pass; longer horizons are rolled out.
-        patch: steps of one output patch; the loss is defined for any multiple up to the native horizon.
+        patch: steps of one token of context.
+        output_patch: steps of one output patch, where a shorter target is less work; None where it is not.
         objective: the loss it is tuned on, one of `objectives`.
         context_length: steps of context it uses at most; older ones are cut.
         kept: what stays of the model that the config describes, by group name, units that go along with others
@@ -95,6 +99,7 @@ class Forecaster(nn.Module):
     native_horizon: int
     context_length: int
     patch: int = 1
+    output_patch: int | None = None
     objective: str = "own"
 
     def __init__(self) -> None:

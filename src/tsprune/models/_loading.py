@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tsprune import registry
 from tsprune.errors import TspruneError
-from tsprune.models._forecaster import Forecaster
+from tsprune.models._forecaster import OBJECTIVE, Forecaster
 from tsprune.models._fresh import without_memory
 from tsprune.plan import Plan, PlanGroup
 from tsprune.slimming import minimal, slim
@@ -52,25 +52,53 @@ def load(source: str | Path, *, family: str | None = None, dtype: str = "float32
     Raises:
         TspruneError: names the missing, unreadable or unfitting file, entry or tensor.
     """
-    if dtype not in DTYPES:
-        raise TspruneError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     directory = locate(str(source))
     config = read_config(directory / CONFIG)
     kind = family_of(config, family, directory / CONFIG)
-    model = _from_config(kind, config, directory / CONFIG)
+    model = without_weights(kind, config, directory / CONFIG)
     if (directory / PLAN).exists():
         model = slim(model, Plan.read(directory / PLAN))
     tensors, origin = read_weights(directory)
+    fill(model, tensors, origin, dtype)
+    model.objective = str(config.get(OBJECTIVE, model.objective))
+    if model.objective not in model.objectives:
+        raise TspruneError(
+            f"{directory / CONFIG}: entry {OBJECTIVE!r} is {model.objective!r}, expected one of "
+            f"{', '.join(model.objectives)}"
+        )
+    return model.to(device_of(device)).eval()
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse a type that weights cannot have."""
+    if dtype not in DTYPES:
+        raise TspruneError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+
+
+def fill(model: Forecaster, tensors: dict[str, Tensor], origin: Path | str, dtype: str) -> None:
+    """Give a model without memory its tensors, in their public names and layout.
+
+    Args:
+        model: of the sizes that the tensors have.
+        tensors: copied, left as they are.
+        origin: named in errors.
+        dtype: of the weights in memory, one of `DTYPES`.
+
+    Raises:
+        TspruneError: a tensor is missing, unknown, of another shape or not finite.
+    """
     tensors = model.tensors_from_public(tensors)
-    _check_tensors(tensors, dict(model.state_dict()), origin)
-    _check_finite(tensors, DTYPES[dtype], origin)
-    found = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {dtype})
-    model.load_state_dict({name: tensor.to(DTYPES[dtype], copy=True) for name, tensor in tensors.items()}, assign=True)
+    _check_tensors(tensors, dict(model.state_dict()), Path(origin))
+    _check_finite(tensors, DTYPES[dtype], Path(origin))
+    floating = {name for name, tensor in tensors.items() if tensor.is_floating_point()}
+    found = sorted({str(tensors[name].dtype).removeprefix("torch.") for name in floating} - {dtype})
+    cast = {name: t.to(DTYPES[dtype] if name in floating else t.dtype, copy=True) for name, t in tensors.items()}
+    model.load_state_dict(cast, assign=True)
     if found:
-        model.notes += (f"weights in {origin.name} are {', '.join(found)}, converted to {dtype}",)
-    if isinstance(corpora := config.get("pretraining_corpora"), list):
+        model.notes += (f"weights in {Path(origin).name} are {', '.join(found)}, converted to {dtype}",)
+    if isinstance(corpora := model.config.get("pretraining_corpora"), list):
         model.pretraining_corpora = tuple(str(name) for name in corpora)
-    return model.to(_device(device)).eval()
 
 
 def save(model: Forecaster, directory: str | Path, plan: Plan | None = None) -> Path:
@@ -101,7 +129,8 @@ def save(model: Forecaster, directory: str | Path, plan: Plan | None = None) -> 
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        write_text(partial / CONFIG, json.dumps(model.config, indent=2) + "\n")
+        chosen = {} if model.objective == "own" else {OBJECTIVE: model.objective}
+        write_text(partial / CONFIG, json.dumps({**model.config, **chosen}, indent=2) + "\n")
         write_tensors(partial / WEIGHTS, model.tensors_to_public(), {"format": "pt"})
         if model.kept or plan is not None:
             write_text(partial / PLAN, whole_plan(model, plan).to_json())
@@ -263,7 +292,7 @@ def _kind(found: Any) -> type[Forecaster]:
     return kind
 
 
-def _from_config(kind: type[Forecaster], config: Mapping[str, Any], where: Path) -> Forecaster:
+def without_weights(kind: type[Forecaster], config: Mapping[str, Any], where: Path) -> Forecaster:
     """A model without memory; an entry that is missing or impossible is named with the whole path of its file."""
     try:
         with without_memory():
@@ -360,7 +389,7 @@ def _check_finite(tensors: Mapping[str, Tensor], dtype: torch.dtype, origin: Pat
             )
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -24,7 +24,7 @@ from tsprune.blocks.positions import rotary_table
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry, feed_forward_kind, patch_setup
-from tsprune.models._forecaster import Capabilities, Forecaster, at_levels
+from tsprune.models._forecaster import Capabilities, Checkpoint, Forecaster, at_levels
 from tsprune.models._fresh import fresh_weights
 from tsprune.models._rollout import level_masses, weighted_quantiles
 
@@ -110,12 +110,17 @@ class Chronos2(Forecaster):
     family = "chronos2"
     head_paths = ("output_patch_embedding",)
     capabilities = Capabilities(multivariate=True, past_covariates=True, known_covariates=True)
+    checkpoints = (
+        Checkpoint("amazon/chronos-2", 119.48, "Apache-2.0"),
+        Checkpoint("autogluon/chronos-2-small", 28.26, "Apache-2.0", "sizes inferred from the parameter count"),
+        Checkpoint("autogluon/chronos-2-synth", 119.48, "Apache-2.0", "pretrained on simulated series alone"),
+    )
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         section = patch_setup(config, self.family)
         self.config = dict(config)
-        self.patch = int(section["input_patch_size"])
+        self.patch = self.output_patch = int(section["input_patch_size"])
         self.stride = entry(section, "input_patch_stride", int, self.family, self.patch)
         if entry(section, "output_patch_size", int, self.family, self.patch) != self.patch:
             raise TspruneError("config.json: output_patch_size must equal input_patch_size in family chronos2")
