@@ -28,18 +28,22 @@ class Toy(Forecaster):
 
     family = "toy"
 
-    def __init__(self, attentions: Sequence[Attention], feeds: Sequence[nn.Module], *, causal: bool = False) -> None:
+    def __init__(
+        self, attentions: Sequence[Attention], feeds: Sequence[nn.Module], *, causal: bool = False, norms: str = "first"
+    ) -> None:
         super().__init__()
         self.config = {}
         self.causal = causal
         self.embed = nn.Linear(PATCH, WIDTH)
+
+        def branch(name: str, inner: nn.Module) -> Branch:
+            if norms == "last":
+                return Branch(name, inner, nn.LayerNorm(WIDTH), WIDTH, after=True)  # type: ignore[arg-type]
+            closing = RMSNorm(WIDTH) if norms == "both" else None
+            return Branch(name, inner, RMSNorm(WIDTH), WIDTH, closing=closing)  # type: ignore[arg-type]
+
         self.block = nn.ModuleList(
-            Layer(
-                [
-                    Branch("attention", attention, RMSNorm(WIDTH), WIDTH),
-                    Branch("mlp", feed, RMSNorm(WIDTH), WIDTH),  # type: ignore[arg-type]
-                ]
-            )
+            Layer([branch("attention", attention), branch("mlp", feed)])
             for attention, feed in zip(attentions, feeds, strict=True)
         )
         self.out = nn.Linear(WIDTH, HORIZON)
@@ -54,10 +58,16 @@ class Toy(Forecaster):
         """`[B, horizon]`."""
         x = self.embed(context.nan_to_num().view(len(context), -1, PATCH).to(self.dtype))
         mask = self.allowed(context)[:, None]
-        rotary = rotary_table(torch.arange(x.shape[1]), HEAD)
+        positions = torch.arange(x.shape[1])
         for layer in self.block:
             attention, feed = layer.branches
-            x = feed(attention(x, mask=mask, rotary=rotary))
+            # Neighbouring pairs are turned in half of the head only, and by positions of each row.
+            beside = attention.inner is not None and attention.inner.shape.neighbours
+            rows = positions.expand(len(x), -1) if beside else positions
+            rotary = rotary_table(rows, HEAD, neighbours=beside, turned=HEAD // 2 if beside else None)
+            buckets = (positions[:, None] % 2 == positions % 2).long().expand(len(x), -1, -1) if beside else None
+            turned = attention.inner is None or attention.inner.shape.members == 2
+            x = feed(attention(x, mask=mask, rotary=rotary if turned else None, buckets=buckets))
         return self.out(x[:, -1])
 
     def row_losses(self, batch: Batch) -> Tensor:
@@ -90,6 +100,17 @@ def toy(name: str, dtype: torch.dtype = torch.float64) -> Toy:
         model = Toy([attention(2, bias=True), attention(2)], gated, causal=True)
     elif name == "experts":
         model = Toy([attention(), attention()], [experts(), experts(1)])
+    elif name == "norm last":
+        pairs = [Attention(WIDTH, 3, HEAD, rotary=True, neighbours=True, bias=True, out_bias=False, buckets=2,
+                           scaled_table=True) for _ in range(2)]  # fmt: skip
+        model = Toy(pairs, plain, causal=True, norms="last")
+    elif name == "normed heads":
+        heads = [Attention(WIDTH, 3, HEAD, rotary=True, qk_norm=lambda: RMSNorm(HEAD), norm_last=bool(number),
+                           query_scale=True) for number in range(2)]  # fmt: skip
+        model = Toy(heads, gated, norms="both")
+    elif name == "scaled queries":
+        queries = [Attention(WIDTH, 3, HEAD, rotary=bool(number), query_scale=True, bias=True) for number in range(2)]
+        model = Toy(queries, plain)
     elif name == "uneven":
         cut = {"value_dim": [0, 1, 2, 3, 4, 6, 7, 9, 10, 11], "qk_pair": [0, 1, 2, 4, 5, 6, 7]}
         shared = {"value_dim": [0, 3, 4, 5, 6], "head": [0, 2, 3]}
@@ -97,13 +118,17 @@ def toy(name: str, dtype: torch.dtype = torch.float64) -> Toy:
     else:
         model = Toy([attention(), attention()], [plain[0], gated[0]])
     with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
         for parameter_name, weight in model.named_parameters():
             if parameter_name.endswith((".o.weight", ".wo.weight", ".q.weight", ".k.weight")):
                 weight.mul_(2)
     return model.to(dtype).eval()
 
 
-TOYS = ("shared keys", "experts", "uneven", "both sorts of networks")
+FORMS = ("norm last", "normed heads", "scaled queries")
+TOYS = ("shared keys", "experts", "uneven", "both sorts of networks", *FORMS)
 
 
 def toy_batch(rows: int = 5, dtype: torch.dtype = torch.float64) -> Batch:

@@ -88,8 +88,8 @@ def cut_attention(attention: Attention, kept: Mapping[str, Sequence[int]], index
     if not shape.heads:
         return attention
     heads = as_mask(kept["head"], shape.heads)
-    pairs = as_mask(kept.get("qk_pair", []), len(shape.kv_of_pair))
-    values = as_mask(kept.get("value_dim", []), len(shape.kv_of_value))
+    pairs = as_mask(kept.get("qk_pair"), len(shape.kv_of_pair))
+    values = as_mask(kept.get("value_dim"), len(shape.kv_of_value))
     kv = torch.tensor(shape.kv_of_head, dtype=torch.long, device="cpu")
     groups = _any(heads, kv, shape.kv_heads)
     rows = {
