@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.toy import case_of, rows_of, toy, windows_of
+from tests.toy import FORMS, case_of, rows_of, toy, windows_of
 from tsprune.blocks.across import AcrossSeriesAttention
 from tsprune.blocks.attention import Attention
 from tsprune.blocks.branch import Branch
@@ -21,7 +21,7 @@ from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster
 from tsprune.scores import send
 
-CASES = ("chronos2", "chronos2 groups", "chronos_bolt", "shared keys", "experts", "uneven")
+CASES = ("chronos2", "chronos2 groups", "chronos_bolt", "shared keys", "experts", "uneven", *FORMS)
 
 
 # ---- the reference
@@ -33,7 +33,10 @@ def explicit_masks(attentions: Mapping[str, Attention]) -> Iterator[dict[str, Te
     masks: dict[str, Tensor] = {}
 
     def plain(path: str, attention: Attention) -> Any:
-        def attend(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, *, live: Any = None) -> Tensor:
+        def attend(
+            query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, *, live: Any = None, causal: bool = False
+        ) -> Tensor:
+            assert not causal, "the cases carry their order in the mask"
             heads = []
             mask = torch.ones(query.shape[1], query.shape[2], key.shape[2], dtype=query.dtype, requires_grad=True)
             masks[path] = mask
@@ -109,7 +112,10 @@ def live_keys(
         return [list(range(keys))] * length, list(range(length))
     seen = seen_patches(batch, 8 if case.startswith("chronos") else 4)
     seen += [True] * (keys - len(seen))
-    live = [[j for j in range(keys) if seen[j] and (j <= i or case != "shared keys")] for i in range(length)]
+    live = [
+        [j for j in range(keys) if seen[j] and (j <= i or case not in ("shared keys", "norm last"))]
+        for i in range(length)
+    ]
     crossing = "EncDec" in getattr(model.get_submodule(path), "inner_name", "")
     return live, [i for i in range(length) if crossing or seen[i]]
 
