@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.special import ndtr, ndtri
+from torch.special import ndtri
 
 from tsprune.blocks.special import betainc, log_beta_front, rising_root
 from tsprune.errors import TspruneError
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 _FARTHEST = 1e300
+_ROUNDING = 2 * torch.finfo(torch.float64).eps
 _CHUNK = 1 << 18
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Component(ABC):
     """One kind of distribution. Parameters are `[..., k]`, values `[..., k]` or `[..., 1]`; all of them broadcast."""
 
@@ -36,9 +38,9 @@ class Component(ABC):
     def mean(self) -> Tensor:
         """`[..., k]`."""
 
-    @abstractmethod
     def supports(self, x: Tensor) -> Tensor:
         """Whether values are possible at all, bool; NaN counts as possible, so that it is not lost."""
+        return torch.ones_like(x, dtype=torch.bool)
 
     @abstractmethod
     def bracket(self, level: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,14 +81,14 @@ class Component(ABC):
     @property
     def shape(self) -> torch.Size:
         """`[..., k]`."""
-        return torch.broadcast_shapes(*(value.shape for value in self._tensors().values()))
+        return _broadcast(value.shape for value in self._tensors().values())
 
     def _tensors(self) -> dict[str, Tensor]:
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in values if value is not None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StudentT(Component):
     """Student's t with `df` degrees of freedom around `loc`; its mean is NaN where `df` is at most 1.
 
@@ -102,10 +104,6 @@ class StudentT(Component):
     def mean(self) -> Tensor:
         """`[..., k]`."""
         return torch.where(self.df > 1, self.loc, torch.nan)
-
-    def supports(self, x: Tensor) -> Tensor:
-        """Everything."""
-        return torch.ones_like(x, dtype=torch.bool)
 
     def prepared(self) -> StudentT:
         """With the part of the incomplete beta function that values do not enter."""
@@ -138,7 +136,7 @@ class StudentT(Component):
         return torch.where(z > 0, 1 - tail, tail)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Normal(Component):
     """Normal distribution with standard deviation `scale`."""
 
@@ -149,10 +147,6 @@ class Normal(Component):
     def mean(self) -> Tensor:
         """`[..., k]`."""
         return self.loc.expand(self.shape)
-
-    def supports(self, x: Tensor) -> Tensor:
-        """Everything."""
-        return torch.ones_like(x, dtype=torch.bool)
 
     def bracket(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """The quantile itself."""
@@ -167,10 +161,11 @@ class Normal(Component):
         return -0.5 * ((x - self.loc) / self.scale).square() - self.scale.log() - _HALF_LOG_TWO_PI
 
     def _cumulated(self, x: Tensor) -> Tensor:
-        return ndtr((x - self.loc) / self.scale)
+        # torch.special.ndtr is 1 + erf and has lost all digits of the lower tail at -8.
+        return 0.5 * torch.erfc((self.loc - x) / (self.scale * math.sqrt(2)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NegativeBinomial(Component):
     """Negative binomial with mean `total_count` exp(`logits`), its formulas read at every real value from 0 on.
 
@@ -215,7 +210,7 @@ class NegativeBinomial(Component):
         return betainc(self.total_count, above, torch.sigmoid(-self.logits), torch.sigmoid(self.logits)) * inside
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LogNormal(Component):
     """A positive value whose logarithm is normal with mean `loc` and standard deviation `scale`."""
 
@@ -233,20 +228,22 @@ class LogNormal(Component):
 
     def bracket(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """The quantile itself."""
-        quantile = (self.loc + self.scale * ndtri(level)).exp()
-        return quantile, quantile
+        lower, upper = self._logarithm.bracket(level)
+        return lower.exp(), upper.exp()
+
+    @property
+    def _logarithm(self) -> Normal:
+        return Normal(self.loc, self.scale)
 
     def _log_density(self, x: Tensor) -> Tensor:
-        logarithm = x.log()
-        z = (logarithm - self.loc) / self.scale
-        return -0.5 * z.square() - logarithm - self.scale.log() - _HALF_LOG_TWO_PI
+        return self._logarithm._log_density(x.log()) - x.log()
 
     def _cumulated(self, x: Tensor) -> Tensor:
         # The logarithm of 0 is minus infinity, where the normal cdf is 0.
-        return ndtr((x.clamp(min=0).log() - self.loc) / self.scale)
+        return self._logarithm._cumulated(x.clamp(min=0).log())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mixture:
     """y = `loc` + `scale` * x, x being drawn from one of K components by weight.
 
@@ -278,7 +275,7 @@ class Mixture:
         """`[...]`, without the axis of components."""
         shapes = [component.shape[:-1] for component in self.components]
         affine = [part.shape for part in (self.loc, self.scale) if part is not None]
-        return torch.broadcast_shapes(self.weights_logits.shape[:-1], *shapes, *affine)
+        return _broadcast([self.weights_logits.shape[:-1], *shapes, *affine])
 
     @property
     def base(self) -> Mixture:
@@ -303,7 +300,7 @@ class Mixture:
         joint = terms + _at_least_single(self.weights_logits).log_softmax(-1)
         impossible = (joint == -torch.inf).all(-1)
         density = joint.masked_fill(impossible[..., None], 0.0).logsumexp(-1).masked_fill(impossible, -torch.inf)
-        return density if self.scale is None else density - self.scale.log()
+        return density if self.scale is None else density - _at_least_single(self.scale).log()
 
     @torch.no_grad()
     def cdf(self, y: Tensor) -> Tensor:
@@ -314,9 +311,9 @@ class Mixture:
 
     @torch.no_grad()
     def quantile(self, levels: Sequence[float]) -> Tensor:
-        """The least y whose cdf reaches a level.
+        """Where the cdf reaches a level, or jumps over it; somewhere in between where it stays at exactly that level.
 
-        It depends on nothing else in the batch, but for the last digit of float64, and does not fall when the level
+        But for the last digits of float64 it depends on nothing else in the batch and does not fall when the level
         rises. Of a `NegativeBinomial` part the cdf between whole numbers is used: such a quantile is smooth in the
         level, and by less than one normalised unit below that of the mixture in which the part is discrete.
 
@@ -365,15 +362,16 @@ class Mixture:
     def _inverse(self, levels: Tensor) -> Tensor:
         """Quantiles at levels that broadcast to `[S, ...]`, float64."""
         rows = _Rows.of(self)
-        levels = levels.expand(-1, *self.shape).flatten()
+        shape = (len(levels), *self.shape)
+        levels = levels.expand(shape).flatten()
         row = torch.arange(levels.numel(), device=levels.device) % max(len(rows.weights), 1)
-        size = _CHUNK // rows.weights.shape[-1] + 1
-        x = torch.cat([rows.quantile(*some) for some in zip(row.split(size), levels.split(size), strict=True)])
-        return self._to_own(x.view(-1, *self.shape)).to(self.weights_logits.dtype)
+        chunks = math.ceil(levels.numel() * rows.weights.shape[-1] / _CHUNK) or 1
+        x = torch.cat([rows.quantile(*some) for some in zip(row.chunk(chunks), levels.chunk(chunks), strict=True)])
+        return self._to_own(x.view(shape)).to(self.weights_logits.dtype)
 
     def _joined(self, parts: Sequence[Tensor]) -> Tensor:
         """Values of the components side by side, `[..., K]`."""
-        shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+        shape = _broadcast(part.shape[:-1] for part in parts)
         widths = [component.shape[-1] for component in self.components]
         return torch.cat([part.expand(*shape, width) for part, width in zip(parts, widths, strict=True)], dim=-1)
 
@@ -386,7 +384,7 @@ class Mixture:
         return x if self.loc is None else x + self.loc
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Rows:
     """N mixtures in normalised units, float64: weights `[N, K]`, components `[N, k]`, landmarks and the cdf there."""
 
@@ -428,8 +426,19 @@ class _Rows:
             rise, fall = (value < 0) & (point > lower), (value >= 0) & (point < upper)
             lower, at_lower = torch.where(rise, point, lower), torch.where(rise, value, at_lower)
             upper, at_upper = torch.where(fall, point, upper), torch.where(fall, value, at_upper)
-        return rising_root(lambda x, i: some.take(i).cdf(x) - level[i], lower, upper, at_lower, at_upper)
+
+        def gap(x: Tensor, index: Tensor) -> Tensor:
+            wanted = level[index]
+            value = some.take(index).cdf(x) - wanted
+            # No more than rounding: to look for the other side of the root would cost evaluations and gain nothing.
+            return value.masked_fill(value.abs() <= _ROUNDING * wanted, 0.0)
+
+        return rising_root(gap, lower, upper, at_lower, at_upper)
 
 
 def _at_least_single(value: Tensor) -> Tensor:
     return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _broadcast(shapes: Iterable[torch.Size]) -> torch.Size:
+    return torch.Size(np.broadcast_shapes(*shapes))

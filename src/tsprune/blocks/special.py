@@ -1,7 +1,7 @@
 """Two numerical routines that torch lacks: the regularised incomplete beta function, and roots of rising functions.
 
-Both work on all elements at once and drop each element as soon as it has converged, at a moment that depends on this
-element alone: what else lies in the tensor changes neither the value nor, much, the time it takes.
+Both work on all elements at once and drop each element when it has converged, which depends on this element alone: a
+value does not change with what else lies in the tensor, and an element that takes long holds up no other.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from torch import Tensor
 from tsprune.errors import TspruneError
 
 _FRACTION_STEPS = 4000
-_STEPS_BETWEEN_CHECKS = 4
+_STEPS_BETWEEN_CHECKS = 8
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
 _STIRLING_FROM = 10.0
 _EPSILON = torch.finfo(torch.float64).eps
-_ROOT_STEPS = 200
+_PLAIN_STEPS = 16
+_INTERPOLATING_STEPS = 100
+_ALL_HALVINGS = 66
 
 
 @torch.no_grad()
@@ -50,7 +52,8 @@ def betainc(a: Tensor, b: Tensor, x: Tensor, complement: Tensor | None = None, f
     a, b, x = a.double(), b.double(), x.double()
     y = 1 - x if complement is None else complement.double()
     front = log_beta_front(a, b) if front is None else front.double()
-    a, b, x, y, front = torch.broadcast_tensors(a, b, x, y, front)
+    shape = (a + b + x + y + front).shape
+    a, b, x, y, front = (part.expand(shape) for part in (a, b, x, y, front))
     usable = (a > 0) & (b > 0) & (x >= 0) & (y >= 0)
     total = a + b
     excess = b * x - a * y
@@ -152,22 +155,21 @@ def rising_root(
     out = torch.where(lower.isnan(), lower, upper)
     index = torch.arange(out.numel(), device=out.device)
     ends = _Ends(lower, upper, lower, at_lower, at_upper, at_lower)
-    share = torch.full_like(out, 0.5)
-    for _ in range(_ROOT_STEPS):
-        least = ends.least_share()
+    for step in range(_INTERPOLATING_STEPS + _ALL_HALVINGS):
+        tolerance = ends.tolerance()
         # NaN compares false, so what is NaN leaves like what has converged.
-        going = ((least < 0.5) & (ends.at_newest != 0)).nonzero().squeeze(1)
-        index, share, least = index[going], share[going], least[going]
-        ends = _Ends(*(part[going] for part in ends))
-        if not index.numel():
+        going = (ends.opposite - ends.newest).abs() > 2 * tolerance
+        kept = (going & (ends.at_newest != 0) & (ends.at_opposite != 0)).nonzero().squeeze(1)
+        if not kept.numel():
             break
-        point = ends.newest + share.clamp(least, 1 - least) * (ends.opposite - ends.newest)
+        index, tolerance, ends = index[kept], tolerance[kept], _Ends(*(part[kept] for part in ends))
+        halfway = (_plain_middle if step < _PLAIN_STEPS else _middle_number)(ends.newest, ends.opposite)
+        point = ends.interpolated(tolerance, halfway) if step < _INTERPOLATING_STEPS else halfway
         value = function(point, index)
         best = out[index]
         best = torch.where(value >= 0, torch.minimum(best, point), best)
         out[index] = torch.where(value.isnan(), value, best)
         ends = ends.moved(point, value)
-        share = ends.share()
     return out
 
 
@@ -193,19 +195,39 @@ class _Ends(NamedTuple):
             at_third=torch.where(same, self.at_newest, self.at_opposite),
         )
 
-    def least_share(self) -> Tensor:
-        """The tolerance as a share of the bracket; above one half the bracket is as small as it gets."""
+    def tolerance(self) -> Tensor:
+        """How far apart points can usefully be."""
         best = torch.where(self.at_newest.abs() < self.at_opposite.abs(), self.newest, self.opposite)
-        tolerance = 2 * _EPSILON * best.abs() + torch.finfo(best.dtype).tiny
-        return tolerance / (self.opposite - self.newest).abs()
+        return 2 * _EPSILON * best.abs() + torch.finfo(best.dtype).tiny
 
-    def share(self) -> Tensor:
-        """How far to go from the newest point towards the opposite one."""
+    def interpolated(self, tolerance: Tensor, otherwise: Tensor) -> Tensor:
+        """The next point: by the parabola through all three as far as it can be trusted, else the one given."""
         x = (self.newest - self.opposite) / (self.third - self.opposite)
         y = (self.at_newest - self.at_opposite) / (self.at_third - self.at_opposite)
         trusted = (y.square() < x) & ((1 - y).square() < 1 - x)
         rise, far = self.at_opposite - self.at_newest, self.at_third - self.at_opposite
-        one = self.at_newest / rise * self.at_third / -far
-        two = (self.third - self.newest) / (self.opposite - self.newest)
-        two = two * self.at_newest / (self.at_third - self.at_newest) * self.at_opposite / far
-        return torch.where(trusted, one + two, 0.5)
+        width = self.opposite - self.newest
+        line = self.at_newest / rise * self.at_third / -far
+        bend = (self.third - self.newest) / width * self.at_newest / (self.at_third - self.at_newest)
+        least = tolerance / width.abs()
+        share = (line + bend * self.at_opposite / far).clamp(least, 1 - least)
+        return torch.where(trusted, self.newest + share * width, otherwise)
+
+
+def _plain_middle(one: Tensor, other: Tensor) -> Tensor:
+    return one + 0.5 * (other - one)
+
+
+def _middle_number(one: Tensor, other: Tensor) -> Tensor:
+    """The number with as many numbers of float64 between it and one as between it and other.
+
+    Halving like this closes any bracket in 64 steps, be its ends 1e-300 and 1e300.
+    """
+    first, second = _in_order(one.view(torch.int64)), _in_order(other.view(torch.int64))
+    middle = (first >> 1) + (second >> 1) + (first & second & 1)
+    return _in_order(middle).view(torch.float64)
+
+
+def _in_order(bits: Tensor) -> Tensor:
+    """Bits of float64 as whole numbers in the same order, and back again."""
+    return bits ^ ((bits >> 63) & torch.iinfo(torch.int64).max)
