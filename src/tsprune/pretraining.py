@@ -153,7 +153,7 @@ class Pretraining:
             horizon = min(horizon, count * self.model.output_patch)
         context = self.model.context_length
         if rng.random() < 0.15:
-            context = int(rng.integers(2 * patch, context + 1))
+            context = int(rng.integers(min(2 * patch, context), context + 1))
         start = self.source.context - context
         if not self.model.capabilities.multivariate or rng.random() >= settings.groups:
             values = self.source.draw(settings.batch, step)[:, start:]
@@ -165,9 +165,12 @@ class Pretraining:
         missing = torch.full_like(target, torch.nan)
         past = torch.where(usable[:, None], past, torch.full_like(past, torch.nan))
         target = torch.where(usable[:, None], target, missing)
+        groups = torch.from_numpy(ids)
+        if not self.model.capabilities.known_covariates:
+            return Batch(past, target, group_ids=groups)
         leads = torch.from_numpy(np.arange(len(ids)) % size == 0)[:, None] & (rng.random() < 0.5)
         future = torch.where(leads, target, missing)
-        return Batch(past, torch.where(leads, missing, target), group_ids=torch.from_numpy(ids), future=future)
+        return Batch(past, torch.where(leads, missing, target), group_ids=groups, future=future)
 
     def _rate(self, step: int) -> float:
         """Warm-up, then constant, then linear to 0: a longer run shares all but the last part with a shorter one."""
