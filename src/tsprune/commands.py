@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsprune.catalogue import ModelsSettings, run_models
 from tsprune.data.reading import ReadOptions
 from tsprune.errors import TspruneError
 from tsprune.flags import Chosen
+from tsprune.modelcommands import ConvertSettings, ModelsSettings, run_convert, run_models
 from tsprune.progress import Bar, Progress
 from tsprune.settings import FinetuneSettings, PretrainSettings, PruneSettings, TaskSettings, option
 from tsprune.several import alone, shared
@@ -391,6 +391,7 @@ _ALL = (
     Command("predict", run_predict, (PredictSettings, ReadOptions), "model"),
     Command("pretrain", run_pretrain, (PretrainOutput, PretrainSettings)),
     Command("models", run_models, (ModelsSettings,), "family"),
+    Command("convert", run_convert, (ConvertSettings,), "checkpoint"),
 )
 COMMANDS: tuple[Command, ...] = tuple(
     replace(entry, run=shared(entry.run) if entry.name in ("score", "prune") else alone(entry.run, entry.name))
