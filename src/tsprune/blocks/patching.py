@@ -44,6 +44,31 @@ def left_fill(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (missing, 0), value=float("nan")) if missing else x
 
 
+def fill_gaps(context: Tensor) -> Tensor:
+    """Fill missing values in `[..., L]`, for networks that have no way to see them.
+
+    Gaps become straight lines between the values on both sides, what is missing at the end repeats the last value.
+    Before the first value nothing is filled: that is padding. Rows without any value stay as they are.
+
+    Args:
+        context: NaN = missing, any floating point type.
+
+    Returns:
+        The same shape and type; every observed value as it was, to the bit.
+    """
+    length = context.shape[-1]
+    observed = ~torch.isnan(context)
+    steps = torch.arange(length, device=context.device)
+    left = torch.where(observed, steps, -1).cummax(-1).values
+    right = torch.where(observed, steps, length).flip(-1).cummin(-1).values.flip(-1)
+    right = torch.where(right < length, right, left)
+    # Half precision would round the place inside a long gap.
+    wide = context if context.dtype == torch.float64 else context.float()
+    share = (steps - left).to(wide.dtype) / (right - left).clamp(min=1)
+    line = torch.lerp(wide.gather(-1, left.clamp(min=0)), wide.gather(-1, right.clamp(min=0)), share)
+    return torch.where(observed | (left < 0), context, line.to(context.dtype))
+
+
 def context_patches(values: Tensor, observed: Tensor, size: int, stride: int) -> tuple[Tensor, Tensor]:
     """Cut scaled context into patches, filled on the left; what is not observed becomes 0.
 
@@ -75,14 +100,17 @@ class ResidualPatchEmbedding(nn.Module):
         hidden: hidden size.
         outputs: size of the output.
         act: name of the activation.
+        bias: whether the maps have biases.
         dropout: probability on the hidden path's output, in training.
     """
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, *, act: str = "relu", dropout: float = 0.0) -> None:
+    def __init__(
+        self, inputs: int, hidden: int, outputs: int, *, act: str = "relu", bias: bool = True, dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.hidden_layer = nn.Linear(inputs, hidden)
-        self.output_layer = nn.Linear(hidden, outputs)
-        self.residual_layer = nn.Linear(inputs, outputs)
+        self.hidden_layer = nn.Linear(inputs, hidden, bias=bias)
+        self.output_layer = nn.Linear(hidden, outputs, bias=bias)
+        self.residual_layer = nn.Linear(inputs, outputs, bias=bias)
         self.dropout = nn.Dropout(dropout)
         self.act = activation(act)
 
