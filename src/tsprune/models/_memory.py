@@ -68,9 +68,12 @@ def _network(upstream: Any, given: Mapping[str, Any] | None) -> tuple[Any, dict[
     for part in _parts(upstream):
         if given is not None:
             return part, dict(given)
-        config = _config_of(part)
-        if config is not None and any(kind.recognises(config) for kind in kinds):
-            return part, config
+        told = _config_of(part)
+        # Classes that were never saved do not write their name into their config.
+        named = None if told is None else {"architectures": [type(part).__name__], **told}
+        for config in (told, named):
+            if config is not None and any(kind.recognises(config) for kind in kinds):
+                return part, config
     return upstream, None
 
 
@@ -94,8 +97,7 @@ def _config_of(part: Any) -> dict[str, Any] | None:
         elif is_dataclass(config) and not isinstance(config, type):
             config = asdict(config)
         if isinstance(config, Mapping):
-            # Classes that were never saved do not write their name into their config.
-            told = {"architectures": [type(part).__name__], **{k: v for k, v in config.items() if v is not None}}
+            told = {name: value for name, value in config.items() if value is not None}
             plain: dict[str, Any] = json.loads(json.dumps(told, default=str))
             return plain
     return None
