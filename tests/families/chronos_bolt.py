@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from tests.families import _chronos
-from tests.families._kit import Adapter, Family, Public, Tensors, first_of, hidden_where
-from torch import Tensor
+from tests.families._kit import Family, Public, Tensors, first_of, hidden_where
+from tests.families._t5 import T5Adapter, tables
 
 from tsprune.blocks.across import SingleStepAttention
 from tsprune.blocks.units import UnitGroup
@@ -17,8 +16,8 @@ from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster
 
 
-class Bolt(Adapter):
-    """Chronos-Bolt: the native horizon in one block; one public table of relative biases per stack."""
+class Bolt(T5Adapter):
+    """The native horizon in one block."""
 
     def forward(self, model: Forecaster, inputs: Tensors, call: Mapping[str, Any]) -> Tensors:
         mask = first_of(inputs, "mask", "context_mask")
@@ -34,15 +33,6 @@ class Bolt(Adapter):
         if "rollout_length" not in call:
             return {}
         return {"rollout_quantiles": model.forecast(Batch(inputs["context"]), int(call["rollout_length"]))}
-
-    def gradient(self, model: Forecaster, name: str) -> Tensor | None:
-        if not name.endswith("relative_attention_bias.weight"):
-            return super().gradient(model, name)
-        # The public table serves every block of its stack, so its gradient is the sum over our tables.
-        pattern = re.escape(name).replace("block\\.0", "block\\.\\d+")
-        tables = [own for own, _ in model.named_parameters() if re.fullmatch(pattern, own)]
-        parts = [part for own in tables if (part := super(Bolt, self).gradient(model, own)) is not None]
-        return torch.stack(parts).sum(0) if parts else None
 
 
 def config() -> dict[str, Any]:
@@ -62,12 +52,6 @@ def _public(width: int, hidden: int, layers: int, heads: int) -> dict[str, Any]:
     return found
 
 
-def _tables(model: Forecaster) -> int:
-    """Public checkpoints hold one table per stack, we hold one per block."""
-    sizes = [p.numel() for name, p in model.named_parameters() if name.endswith("relative_attention_bias.weight")]
-    return sum(sizes) - 2 * sizes[0]
-
-
 def _idle(model: Forecaster, group: UnitGroup) -> bool:
     """A softmax over one entry is 1 whatever query and key, so these alone cannot matter."""
     single = isinstance(model.get_submodule(group.path.removesuffix(".q").removesuffix(".k")), SingleStepAttention)
@@ -77,10 +61,10 @@ def _idle(model: Forecaster, group: UnitGroup) -> bool:
 FAMILY = Family(
     config=config,
     public=[
-        Public("bolt tiny", _public(256, 1024, 4, 4), 8.65, _tables),
-        Public("bolt mini", _public(384, 1536, 4, 8), 21.24, _tables),
-        Public("bolt small", _public(512, 2048, 6, 8), 47.72, _tables),
-        Public("bolt base", _public(768, 3072, 12, 12), 205.29, _tables),
+        Public("bolt tiny", _public(256, 1024, 4, 4), 8.65, tables),
+        Public("bolt mini", _public(384, 1536, 4, 8), 21.24, tables),
+        Public("bolt small", _public(512, 2048, 6, 8), 47.72, tables),
+        Public("bolt base", _public(768, 3072, 12, 12), 205.29, tables),
     ],
     dropout={"dropout_rate": 0.3},
     variants=[{"use_reg_token": False}, {"feed_forward_proj": "gated-gelu"}],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -80,20 +82,18 @@ class MixtureOfExperts(Block):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, D]` in and out."""
         weights, chosen = self.route(x)
-        flat, rows = x.flatten(0, 1), torch.arange(x.shape[0], device=x.device).repeat_interleave(x.shape[1])
+        flat = x.flatten(0, 1)
         out = torch.zeros_like(flat)
-        # Tokens sorted by expert: each expert runs once, on its own tokens, and empty ones not at all.
+        # Tokens sorted by expert: each expert runs once, on its own tokens, and empty ones not at all. An expert adds
+        # to a token at most once, and experts come in order, so a token's sum does not depend on the others.
         order = torch.argsort(chosen.flatten(), stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=len(self.experts)).tolist()
-        tokens = order // self.top_k
-        picked = weights.flatten(0, 1).gather(1, chosen.flatten(0, 1)).flatten()[order]
-        start = 0
-        for expert, count in zip(self.experts.values(), counts, strict=True):
-            if count:
-                own = tokens[start : start + count]
-                done = expert(flat[own], Rows(rows[own], x.shape[0]))
-                out = out.index_add(0, own, done * picked[start : start + count, None].to(done.dtype))
-            start += count
+        tokens = (order // self.top_k).split(counts)
+        picked = weights.gather(-1, chosen).flatten()[order, None].split(counts)
+        for expert, own, share in zip(self.experts.values(), tokens, picked, strict=True):
+            if len(own):
+                done = expert(flat.index_select(0, own), Rows(own // x.shape[1], x.shape[0]))
+                out.index_add_(0, own, (done * share).to(out.dtype))
         out = out.view_as(x)
         if self.shared_expert is not None:
             always = self.shared_expert(x)
@@ -166,3 +166,73 @@ def _router_of(router: nn.Linear | Distances, stay: Sequence[int]) -> nn.Linear 
     rows = weight.index_select(0, torch.tensor(stay, dtype=torch.long, device=weight.device))
     smaller.weight = nn.Parameter(rows, requires_grad=router.weight.requires_grad)
     return smaller
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where one mixture sent the tokens of one forward pass.
+
+    Attributes:
+        logits: `[B, T, E]`, of the experts that are left.
+        shares: `[B, T, E]`, their softmax.
+        chosen: `[B, T, k]`, places among the experts that are left, the best first.
+        experts: `[E]`, their numbers before any cut.
+    """
+
+    logits: Tensor
+    shares: Tensor
+    chosen: Tensor
+    experts: tuple[int, ...]
+
+
+@contextmanager
+def routings(network: nn.Module) -> Iterator[list[Routing]]:
+    """Collect the routing of every mixture in a network, in the order in which they run; watches stay in force."""
+    found: list[Routing] = []
+    mixtures = [module for module in network.modules() if isinstance(module, MixtureOfExperts)]
+    before = [mixture.watch for mixture in mixtures]
+
+    def noted(mixture: MixtureOfExperts, watch: RouterWatch | None) -> RouterWatch:
+        numbers = tuple(int(name) for name in mixture.experts)
+
+        def note(logits: Tensor, shares: Tensor, chosen: Tensor) -> None:
+            found.append(Routing(logits, shares, chosen, numbers))
+            if watch is not None:
+                watch(logits, shares, chosen)
+
+        return note
+
+    try:
+        for mixture, watch in zip(mixtures, before, strict=True):
+            mixture.watch = noted(mixture, watch)
+        yield found
+    finally:
+        for mixture, watch in zip(mixtures, before, strict=True):
+            mixture.watch = watch
+
+
+def balance_loss(routings: Sequence[Routing], experts: int, seen: Tensor | None = None) -> Tensor:
+    """How unevenly tokens are sent out: k when all experts get the same (Switch Transformer, 2101.03961, eq. 4 to 6).
+
+    The number of experts times the sum over them of (choices per token) times (mean share); both are means over the
+    tokens of all mixtures together. Only the shares have a gradient.
+
+    Args:
+        routings: of the mixtures of a network; at least one.
+        experts: number of experts of a mixture before any cut E.
+        seen: bool `[B, T]`, tokens that count; None for all.
+
+    Returns:
+        A scalar, float32 or better.
+    """
+    kind = torch.promote_types(routings[0].shares.dtype, torch.float32)
+    share, choices = (torch.zeros(experts, dtype=kind, device=routings[0].shares.device) for _ in range(2))
+    count = 0
+    for routing in routings:
+        place = torch.tensor(routing.experts, dtype=torch.long, device=share.device)
+        tokens = routing.shares if seen is None else routing.shares[seen]
+        chosen = routing.chosen if seen is None else routing.chosen[seen]
+        share = share.index_add(0, place, tokens.reshape(-1, len(place)).sum(0, dtype=kind))
+        choices = choices.index_add(0, place, torch.bincount(chosen.flatten(), minlength=len(place)).to(kind))
+        count += tokens.numel() // len(place)
+    return experts * (share * choices).sum() / max(1, count) ** 2

@@ -97,8 +97,7 @@ def _config_of(part: Any) -> dict[str, Any] | None:
         elif is_dataclass(config) and not isinstance(config, type):
             config = asdict(config)
         if isinstance(config, Mapping):
-            told = {name: value for name, value in config.items() if value is not None}
-            plain: dict[str, Any] = json.loads(json.dumps(told, default=str))
+            plain: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))
             return plain
     return None
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from tsprune.blocks.across import SingleStepAttention
-from tsprune.blocks.attention import Attention
-from tsprune.blocks.branch import Branch, Layer
-from tsprune.blocks.feedforward import FeedForward
-from tsprune.blocks.norms import RMSNorm
+from tsprune.blocks.branch import Layer
 from tsprune.blocks.patching import (
     InstanceScale,
     ResidualPatchEmbedding,
@@ -20,25 +17,21 @@ from tsprune.blocks.patching import (
     pinball,
     right_fill,
 )
-from tsprune.blocks.positions import relative_buckets
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
-from tsprune.models._config import entry, feed_forward_kind, patch_setup
-from tsprune.models._forecaster import Capabilities, Forecaster
+from tsprune.models._config import entry, patch_setup
+from tsprune.models._forecaster import Capabilities, Checkpoint, Forecaster
 from tsprune.models._fresh import fresh_weights
 from tsprune.models._rollout import empirical_quantiles
-
-TABLE = "layer.0.SelfAttention.relative_attention_bias.weight"
-
-
-class EncoderLayer(Layer):
-    """Self-attention with relative biases, feed-forward."""
-
-    def forward(self, x: Tensor, mask: Tensor | None, buckets: Tensor) -> Tensor:
-        """`[B, T, D]` in and out."""
-        attention, feed = self.branches
-        out: Tensor = feed(attention(x, mask=mask, buckets=buckets))
-        return out
+from tsprune.models._t5 import (
+    CROSS,
+    Parts,
+    Stack,
+    cross_attentions,
+    with_one_embedding,
+    with_own_tables,
+    with_shared_tables,
+)
 
 
 class DecoderLayer(Layer):
@@ -51,75 +44,23 @@ class DecoderLayer(Layer):
         return out
 
 
-class _Parts:
-    """Makes the branches of both stacks from the config."""
-
-    def __init__(self, config: Mapping[str, Any], family: str) -> None:
-        self.width = entry(config, "d_model", int, family)
-        self.heads, self.head_width = (
-            entry(config, "num_heads", int, family),
-            entry(config, "d_kv", int, family),
-        )
-        self.hidden = entry(config, "d_ff", int, family)
-        self.buckets = entry(config, "relative_attention_num_buckets", int, family, 32)
-        self.max_distance = entry(config, "relative_attention_max_distance", int, family, 128)
-        if self.buckets < 4 or self.max_distance <= self.buckets // 4:
-            raise TspruneError(
-                f"config.json: relative_attention_num_buckets {self.buckets} must be 4 or more and "
-                f"relative_attention_max_distance {self.max_distance} more than a quarter of it"
-            )
-        self.eps = entry(config, "layer_norm_epsilon", float, family, 1e-6)
-        self.dropout = entry(config, "dropout_rate", float, family, 0.1)
-        self.act, self.gated = feed_forward_kind(config, family)
-
-    def norm(self) -> RMSNorm:
-        return RMSNorm(self.width, self.eps)
-
-    def attention(self, kind: type[Attention], name: str = "SelfAttention") -> Branch:
-        buckets = self.buckets if name == "SelfAttention" else 0
-        inner = kind(self.width, self.heads, self.head_width, scale=1.0, buckets=buckets, dropout=self.dropout)
-        return Branch(name, inner, self.norm(), self.width, self.dropout)
-
-    def feed_forward(self) -> Branch:
-        inner = FeedForward(self.width, self.hidden, act=self.act, gated=self.gated, dropout=self.dropout)
-        return Branch("DenseReluDense", inner, self.norm(), self.width, self.dropout)
-
-
-class Stack(nn.Module):
-    """Layers, a final norm, dropout at both ends.
-
-    Args:
-        layers: number of layers.
-        layer: makes one layer.
-        parts: see `_Parts`.
-    """
-
-    def __init__(self, layers: int, layer: Callable[[], Layer], parts: _Parts) -> None:
-        super().__init__()
-        self.block = nn.ModuleList(layer() for _ in range(layers))
-        self.final_layer_norm = parts.norm()
-        self.dropout = nn.Dropout(parts.dropout)
-
-    def forward(self, x: Tensor, *inputs: Any) -> Tensor:
-        """`[B, T, D]` in and out; further inputs go to every layer."""
-        x = self.dropout(x)
-        for layer in self.block:
-            x = layer(x, *inputs)
-        out: Tensor = self.dropout(self.final_layer_norm(x))
-        return out
-
-
 class ChronosBolt(Forecaster):
     """The Chronos-Bolt network under the tensor names of the public checkpoint.
 
     One difference in layout: public checkpoints store one table of relative biases per stack, in block 0. Here
     every self-attention owns its table, as blocks may lose different heads; loading copies the public table to
-    all blocks, saving writes every table.
+    all blocks, saving writes those that differ from the first.
     """
 
     family = "chronos_bolt"
     head_paths = ("output_patch_embedding",)
     capabilities = Capabilities()
+    checkpoints = (
+        Checkpoint("amazon/chronos-bolt-tiny", 8.65, "Apache-2.0"),
+        Checkpoint("amazon/chronos-bolt-mini", 21.24, "Apache-2.0"),
+        Checkpoint("amazon/chronos-bolt-small", 47.72, "Apache-2.0"),
+        Checkpoint("amazon/chronos-bolt-base", 205.29, "Apache-2.0"),
+    )
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -134,9 +75,8 @@ class ChronosBolt(Forecaster):
             raise TspruneError("config.json: context_length and prediction_length must be positive")
         self.reg_token = entry(section, "use_reg_token", bool, self.family, False)
         self.start_token = entry(config, "decoder_start_token_id", int, self.family, 0)
-        parts = _Parts(config, self.family)
+        self.parts = parts = Parts(config, self.family)
         width, hidden, act = parts.width, parts.hidden, parts.act
-        self.buckets, self.max_distance = parts.buckets, parts.max_distance
         self.shared = nn.Embedding(2 if self.reg_token else 1, width)
         if self.start_token >= self.shared.num_embeddings:
             raise TspruneError(
@@ -145,32 +85,22 @@ class ChronosBolt(Forecaster):
         self.input_patch_embedding = ResidualPatchEmbedding(
             2 * self.patch, hidden, width, act=act, dropout=parts.dropout
         )
-        layers = entry(config, "num_layers", int, self.family)
-        deep = (
-            layers
-            if config.get("num_decoder_layers") is None
-            else entry(config, "num_decoder_layers", int, self.family)
-        )
-        self.encoder = Stack(layers, lambda: EncoderLayer([parts.attention(Attention), parts.feed_forward()]), parts)
+        self.encoder = parts.encoder()
         self.decoder = Stack(
-            deep,
+            parts.decoder_depth,
             lambda: DecoderLayer(
-                [
-                    parts.attention(SingleStepAttention),
-                    parts.attention(Attention, "EncDecAttention"),
-                    parts.feed_forward(),
-                ]
+                [parts.attention(SingleStepAttention), parts.attention(name=CROSS), parts.feed_forward()]
             ),
             parts,
         )
         self.output_patch_embedding = ResidualPatchEmbedding(
             width, hidden, len(self.levels) * self.native_horizon, act=act, dropout=parts.dropout
         )
-        fresh_weights(self, parts.head_width, layers)
+        fresh_weights(self, parts.head_width, parts.encoder_depth)
 
     def essential(self) -> list[list[str]]:
         """The cross-attentions: without any, the decoder would not see the context."""
-        return [[f"decoder.block.{number}.layer.1.EncDecAttention" for number in range(len(self.decoder.block))]]
+        return [cross_attentions(len(self.decoder.block))]
 
     @classmethod
     def recognises(cls, config: Mapping[str, Any]) -> bool:
@@ -186,21 +116,14 @@ class ChronosBolt(Forecaster):
 
     def tensors_from_public(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Drop the tied copies of the token embedding and give every block its table of relative biases."""
-        ours = dict(tensors)
-        # The public code ties the first two to `shared.weight`, whichever was stored, and ignores the third.
-        for tied in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
-            if (stored := ours.pop(tied, None)) is not None:
-                ours.setdefault("shared.weight", stored)
+        ours = with_own_tables(with_one_embedding(tensors))
+        # The public code has this map, tied to the embedding, and never uses it.
         ours.pop("lm_head.weight", None)
-        for name in tensors:
-            stack, _, rest = name.partition(".block.")
-            number, _, leaf = rest.partition(".")
-            if (
-                leaf == "layer.0.SelfAttention.q.weight"
-                and (table := tensors.get(f"{stack}.block.0.{TABLE}")) is not None
-            ):
-                ours.setdefault(f"{stack}.block.{number}.{TABLE}", table)
         return ours
+
+    def tensors_to_public(self) -> dict[str, Tensor]:
+        """Our tensors, without tables of relative biases that equal that of block 0."""
+        return with_shared_tables(self.state_dict())
 
     def forward(self, context: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, InstanceScale]:
         """Quantiles on the instance scale.
@@ -222,11 +145,7 @@ class ChronosBolt(Forecaster):
             x = torch.cat([x, self.shared.weight[1].expand(rows, 1, -1).to(x.dtype)], dim=1)
             seen = nn.functional.pad(seen, (0, 1), value=True)
         allowed = None if bool(seen.all()) else seen[:, None, None, :]
-        length = x.shape[1]
-        buckets = relative_buckets(
-            length, length, bidirectional=True, buckets=self.buckets, max_distance=self.max_distance
-        )
-        memory = self.encoder(x, allowed, buckets.to(x.device))
+        memory = self.encoder(x, allowed, self.parts.distances(x.shape[1], x.device, bidirectional=True))
         start = self.shared.weight[self.start_token].expand(rows, 1, -1).to(x.dtype)
         out = self.output_patch_embedding(self.decoder(start, memory, allowed))
         return out.view(rows, len(self.levels), self.native_horizon).to(scale.location.dtype), scale
