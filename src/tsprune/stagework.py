@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tsprune.blocks.kinds import WHOLE
+from tsprune.blocks.kinds import KINDS, USUAL, WHOLE
 from tsprune.blocks.units import shell
 from tsprune.budgets import Budget, Sizes
 from tsprune.budgetwork import WORK, budget_of, settle_budget
@@ -39,22 +39,29 @@ EQUIVALENCE_WINDOWS = 64
 EQUIVALENCE_LIMIT = 1e-9
 
 
-def check_pruning(settings: PruneSettings, model: Forecaster | None = None) -> None:
+def check_pruning(settings: PruneSettings, model: Forecaster | None = None) -> PruneSettings:
     """Refuse, before any work, an unknown score, kinds of units that the model has not, and impossible numbers.
 
     Args:
         settings: how to prune.
         model: the model to be pruned; None checks only what needs no model.
+
+    Returns:
+        The settings; with a model, their kinds of units are chosen where they name none.
     """
     for flag, check in (
         ("--schedule", lambda: find("tsprune.schedules", settings.schedule)),
         ("--score", lambda: find("tsprune.scores", settings.score)),
-        ("--units", lambda: model is None or chosen_groups(model, settings.units)),
+        ("--units", lambda: model is None or not settings.units or chosen_groups(model, settings.units)),
     ):
         try:
             check()
         except TspruneError as error:
             raise TspruneError(f"{flag}: {error}") from None
+    if not settings.units:
+        if model is None:
+            return settings
+        settings = replace(settings, units=usual_units(model, settings.score))
     kinds = schedule_of(settings).kinds(settings.units)
     check_score(settings, kinds)
     whole = [kind for kind in kinds if kind in WHOLE]
@@ -63,6 +70,25 @@ def check_pruning(settings: PruneSettings, model: Forecaster | None = None) -> N
             f"--uniform takes the same share of every group, and {whole[0]} has but one unit in each; leave it out, or "
             "name other --units"
         )
+    return settings
+
+
+def usual_units(model: Forecaster, score: str) -> tuple[str, ...]:
+    """The kinds that go where nobody names any: the usual ones that the model has and the score can judge.
+
+    Raises:
+        TspruneError: there are none; the message lists the kinds that the model has.
+    """
+    present = {group.kind for group in model.unit_groups().values()}
+    able = getattr(find("tsprune.scores", score), "KINDS", None) or KINDS
+    possible = [kind for kind in able if kind in present]
+    found = tuple(kind for kind in USUAL if kind in possible) or tuple(possible)
+    if not found:
+        raise TspruneError(
+            f"--units: the score {score} can judge {', '.join(able)}, and the model has "
+            f"{', '.join(sorted(present)) or 'no units left'}; choose another --score"
+        )
+    return found
 
 
 def check_place(directory: Path) -> Path:

@@ -16,3 +16,6 @@ KINDS = (
 
 WHOLE = ("attention", "ffn", "layer")
 """Those that are a whole branch or layer, with everything inside."""
+
+USUAL = ("head", "ffn_channel", "expert")
+"""Those that go where nobody says otherwise."""

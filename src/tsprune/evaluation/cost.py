@@ -149,15 +149,19 @@ def latency(
 
 
 def random_batch(model: object, rows: int, context: int, horizon: int, seed: int = 0) -> Batch:
-    """Standard normal context `[rows, context]` on the model's device and in float32.
+    """Standard normal context of so many windows, `[rows, context]`, on the model's device and in float32.
+
+    A model that takes only windows of several series gets them: `[rows * window_rows, context]`.
 
     Raises:
         TspruneError: if one of the sizes is not positive.
     """
     if min(rows, context, horizon) < 1:
         raise TspruneError(f"batch {rows}, context {context}, horizon {horizon}: expected positive sizes")
-    values = torch.randn(rows, context, generator=torch.Generator().manual_seed(seed))
-    return Batch(context=values.to(device_of(model)))
+    together = int(getattr(model, "window_rows", 1))
+    values = torch.randn(rows * together, context, generator=torch.Generator().manual_seed(seed))
+    ids = torch.arange(rows).repeat_interleave(together) if together > 1 else None
+    return Batch(values, group_ids=ids).to(device_of(model))
 
 
 def _summary(wall: list[int], processor: list[int], busy: bool) -> Latency:

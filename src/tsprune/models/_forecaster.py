@@ -73,6 +73,7 @@ class Forecaster(nn.Module):
         native_horizon: steps it forecasts in one pass; longer horizons are rolled out.
         patch: steps of one token of context.
         output_patch: steps of one output patch, where a shorter target is less work; None where it is not.
+        window_rows: series that every window must have; 1 for a model that takes any number.
         objective: the loss it is tuned on, one of `objectives`.
         context_length: steps of context it uses at most; older ones are cut.
         kept: what stays of the model that the config describes, by group name, units that go along with others
@@ -100,6 +101,7 @@ class Forecaster(nn.Module):
     context_length: int
     patch: int = 1
     output_patch: int | None = None
+    window_rows: int = 1
     objective: str = "own"
 
     def __init__(self) -> None:
