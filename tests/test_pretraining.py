@@ -21,7 +21,15 @@ from running import wide
 from tsprune.data.corpus import Corpus
 from tsprune.errors import TspruneError
 from tsprune.models._loading import family_of
-from tsprune.pretraining import Pretraining, make_optimizers, mini_config, preset, pretrain, window_batch
+from tsprune.pretraining import (
+    Pretraining,
+    make_optimizers,
+    mini_config,
+    preset,
+    pretrain,
+    window_batch,
+    without_outliers,
+)
 from tsprune.progress import Progress
 from tsprune.settings import PretrainSettings
 
@@ -272,3 +280,10 @@ def test_an_unknown_preset_lists_the_known() -> None:
 def test_impossible_settings_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(TspruneError, match=says):
         PretrainSettings(**change)
+
+
+def test_windows_that_nobody_could_forecast_do_not_rule_a_step() -> None:
+    losses = torch.tensor([1.0, 2.0, 3.0, 2.5, 1e7], requires_grad=True)
+    assert without_outliers(losses).tolist() == [1.0, 2.0, 3.0, 2.5]
+    assert without_outliers(losses[:4]).tolist() == [1.0, 2.0, 3.0, 2.5]
+    assert without_outliers(torch.full((3,), 2.0)).tolist() == [2.0, 2.0, 2.0]

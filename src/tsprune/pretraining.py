@@ -59,6 +59,16 @@ def window_batch(values: Array, context: int, horizon: int, farthest: float) -> 
     return past, torch.where(near, target, torch.full_like(target, torch.nan)), usable
 
 
+def without_outliers(losses: Tensor) -> Tensor:
+    """Losses `[B]` without those of windows that nobody could forecast, such as a jump after a nearly constant past.
+
+    What lies further above the median than a hundred times the middle half is wide is left out.
+    """
+    low, middle, high = torch.quantile(losses.detach().float(), losses.new_tensor([0.25, 0.5, 0.75]).float())
+    kept: Tensor = losses[losses.detach() <= middle + 100 * (high - low)]
+    return kept if len(kept) else losses
+
+
 class Pretraining:
     """One pretraining run in a directory: made anew, or picked up where its checkpoint stands.
 
@@ -128,7 +138,7 @@ class Pretraining:
             optimizer.zero_grad(set_to_none=True)
         half = self.settings.precision == "bfloat16"
         with torch.autocast(torch.device(self.settings.device).type, torch.bfloat16, enabled=half):
-            loss = self.model.row_losses(batch).mean()
+            loss = without_outliers(self.model.row_losses(batch)).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tsprune.blocks.attention import Attention
 from tsprune.blocks.branch import Branch
+from tsprune.blocks.keycache import KeyCache
 from tsprune.errors import TspruneError
 from tsprune.evaluation.cost import latency, random_batch, threads_set
 from tsprune.evaluation.metrics import DECILES
@@ -112,7 +114,8 @@ def measure_table(
                 (ops[path] / max(dense[path], 1.0), cut) for cut, ops in zip(sizes, left, strict=True) if path in ops
             ]
             branches = [cut.get_submodule(path) for _, cut in there]
-            took = _median_ms([partial(branch, *given, **named) for branch in branches], repeats, clock, model.device)
+            runs = [partial(_call, branch, given, named) for branch in branches]
+            took = _median_ms(runs, repeats, clock, model.device)
             points = sorted(zip((share for share, _ in there), took, strict=True))
             # More units never cost less: what looks so is noise.
             times[call] = [[s for s, _ in points], np.maximum.accumulate([t for _, t in points]).tolist()]
@@ -142,7 +145,10 @@ def _record(model: Forecaster, context: int, horizon: int, batch: int) -> tuple[
     inputs: Inputs = {}
 
     def note(path: str, branch: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        # A cache goes on growing: what counts is how much it holds at this call.
+        named = {name: v.length if isinstance(v, KeyCache) else v for name, v in named.items()}
         shapes = [tuple(v.shape) for v in (*given, *named.values()) if isinstance(v, Tensor)]
+        shapes += [(named["cache"],)] if isinstance(named.get("cache"), int) else []
         weights = [tuple(p.shape) for p in branch.parameters()]
         inner = branch.inner if isinstance(branch, Branch) else branch
         call = f"{type(inner).__name__} {weights} {shapes}"
@@ -160,6 +166,19 @@ def _record(model: Forecaster, context: int, horizon: int, batch: int) -> tuple[
         for handle in handles:
             handle.remove()
     return calls, inputs
+
+
+def _call(branch: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """One call as recorded; a cache is made anew, as long as it was and as wide as the branch at hand needs it."""
+    if isinstance(held := named.get("cache"), int):
+        cache = KeyCache()
+        inner = branch.inner if isinstance(branch, Branch) else None
+        if held and isinstance(inner, Attention) and inner.heads:
+            rows, shape = given[0].shape[0], inner.shape
+            cache.key = given[0].new_zeros(rows, shape.kv_heads, held, shape.pair_width)
+            cache.value = given[0].new_zeros(rows, shape.kv_heads, held, shape.value_width)
+        named = named | {"cache": cache}
+    branch(*given, **named)
 
 
 def _kept(model: Forecaster, share: float) -> dict[str, list[int]]:

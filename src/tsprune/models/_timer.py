@@ -13,6 +13,7 @@ from tsprune.blocks.across import Groups
 from tsprune.blocks.attention import Rotary
 from tsprune.blocks.branch import Layer
 from tsprune.blocks.patching import InstanceScale, fill_gaps, left_fill, right_fill
+from tsprune.blocks.rowscale import RowScale
 from tsprune.blocks.variates import OneSequence, one_sequence
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
@@ -186,7 +187,7 @@ class TokenDecoder(Forecaster):
         return hidden.view(-1, live.shape[2], hidden.shape[-1])[groups.place]
 
     def row_losses(self, batch: Batch) -> Tensor:
-        """Mean squared error of what tokens forecast, on the instance scale, averaged over the heads.
+        """Mean squared error of what tokens forecast, on the instance scale (see `RowScale`), averaged over the heads.
 
         By `own`, that of every token of the context, as in pretraining; by `mse`, that of the last one, which
         forecasts the target. Missing values do not count, nor does a row without any target.
@@ -219,7 +220,10 @@ class TokenDecoder(Forecaster):
             number = held.sum((1, 2))
             total = total + errors.sum((1, 2)) / number.clamp(min=1)
             heads = heads + (number > 0)
-        return total / heads.clamp(min=1)
+        # On its own scale, near 0, a constant row would rule every mean.
+        robust = RowScale.of(past.observed, ~torch.isnan(past.observed)).scale
+        share = torch.where(robust > 2 * scale.scale, scale.scale / robust, torch.ones_like(robust))[:, 0]
+        return total / heads.clamp(min=1) * share.square()
 
     def predict(self, batch: Batch, steps: int) -> Tensor:
         """Forecasts `[B, 1, steps]`; what is forecast joins the context, whose statistics are taken anew."""
