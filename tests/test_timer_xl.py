@@ -422,3 +422,14 @@ def test_configs_say_how_long_a_context_may_be() -> None:
     assert xl(seq_len=67).context_length == 64
     assert Timer.from_config(tiny_config(F) | {"seq_len": None}).context_length == 2880
     assert hub_model(max_position_embeddings=10000).context_length == 2880
+
+
+def test_a_jump_after_a_constant_past_weighs_as_much_as_its_size() -> None:
+    model = tiny_model("timer_xl")
+    context = torch.full((3, 64), 2.0)
+    context[1] = 0.0
+    context[2] = waves(1, 64)[0]
+    target = torch.full((3, 16), 3.0)
+    losses = model.row_losses(Batch(context, target))
+    assert bool(torch.isfinite(losses).all())
+    assert float(losses.max()) < 100

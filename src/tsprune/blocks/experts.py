@@ -88,8 +88,8 @@ class MixtureOfExperts(Block):
         # to a token at most once, and experts come in order, so a token's sum does not depend on the others.
         order = torch.argsort(chosen.flatten(), stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=len(self.experts)).tolist()
-        tokens = (order // self.top_k).split(counts)
-        picked = weights.gather(-1, chosen).flatten()[order, None].split(counts)
+        tokens = torch.split_with_sizes(order // self.top_k, counts)
+        picked = torch.split_with_sizes(weights.gather(-1, chosen).flatten()[order, None], counts)
         for expert, own, share in zip(self.experts.values(), tokens, picked, strict=True):
             if len(own):
                 done = expert(flat.index_select(0, own), Rows(own // x.shape[1], x.shape[0]))
