@@ -75,6 +75,7 @@ def score_to(ready: Prepared, model: Forecaster, settings: PruneSettings, out: P
         "data_fingerprint": ready.identity["data"],
         "seed": ready.task.seed,
         "adapt_steps": settings.adapt_steps,
+        "adapt_tuning": settings.adapt_tuning,
         "windows": len(windows),
         "stability": as_json(agreement),
         "groups": {name: {"kind": groups[name].kind, "scores": values.tolist()} for name, values in found.items()},

@@ -96,6 +96,11 @@ class PruneSettings:
         "as it comes.",
     )
     adapt_rate: float = option(3e-4, "Learning rate of those steps.")
+    adapt_tuning: Literal["full", "head"] = option(
+        "full",
+        "What those steps train: full (everything), or head, for a checkpoint whose forecast head is new or was made "
+        "for other data; what comes out is the dense model that all candidates start from.",
+    )
     prune_windows: int = option(512, "Training windows scored in each round.")
     max_memory: str = option(
         "",

@@ -140,6 +140,7 @@ class Specialization:
         if not self.pruning.adapt_steps:
             return None
         inputs = {**self.base, "steps": self.pruning.adapt_steps, "rate": self.pruning.adapt_rate}
+        inputs["tuning"] = self.pruning.adapt_tuning
         inputs["dropout"] = self.tuning.dropout
 
         def make(work: Path) -> None:

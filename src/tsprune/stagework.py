@@ -34,6 +34,7 @@ from tsprune.scoring import check_score, portions
 from tsprune.settings import FinetuneSettings, PruneSettings
 from tsprune.slimming import equivalence, make_plan, slim
 from tsprune.stages import read_json, writable, write_json
+from tsprune.tuning_modes import check_head
 
 EQUIVALENCE_WINDOWS = 64
 EQUIVALENCE_LIMIT = 1e-9
@@ -58,6 +59,8 @@ def check_pruning(settings: PruneSettings, model: Forecaster | None = None) -> P
             check()
         except TspruneError as error:
             raise TspruneError(f"{flag}: {error}") from None
+    if model is not None and settings.adapt_steps and settings.adapt_tuning == "head":
+        check_head(model)
     if not settings.units:
         if model is None:
             return settings
@@ -136,12 +139,13 @@ def adapted(ready: Prepared, settings: PruneSettings, progress: Progress) -> For
 
 
 def _brief(settings: PruneSettings, dropout: float | None = None) -> FinetuneSettings:
-    """One run of everything at one rate without search; validation may hand the model back as it came."""
+    """One run at one rate without search; validation may hand the model back as it came."""
     return FinetuneSettings(
+        tuning=settings.adapt_tuning,
         steps=settings.adapt_steps,
         search_steps=0,
         learning_rates=(settings.adapt_rate,),
-        evaluations=3,
+        evaluations=3 if settings.adapt_tuning == "full" else 10,
         dropout=dropout,
     )
 
