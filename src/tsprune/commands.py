@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tsprune.data.reading import ReadOptions
 from tsprune.errors import TspruneError
 from tsprune.flags import Chosen
+from tsprune.forecastcommand import PredictSettings, run_predict
 from tsprune.modelcommands import ConvertSettings, ModelsSettings, run_convert, run_models
 from tsprune.progress import Bar, Progress
 from tsprune.settings import FinetuneSettings, PretrainSettings, PruneSettings, TaskSettings, option
@@ -65,25 +66,6 @@ class EvaluateOutput:
 
     part: str = option("test", "Part of the data to score: test or validation.")
     out: str = option("", "JSON file for the metrics; without it they are only printed.")
-
-
-@dataclass(frozen=True)
-class PredictSettings:
-    """What to forecast, where from and where to."""
-
-    model: str = option("", "Model: RUN/model of a finished run, any model directory, mini, or a hub id.")
-    data: str = option("", "CSV, CSV.gz or Parquet file with your series. Default: the sample inside the package.")
-    horizon: int = option(
-        0, "Steps to forecast. Default: what the model was tuned for, else one season of 8 to 96 steps."
-    )
-    context: int = option(
-        0, "Steps of history to use. Default: what the model was tuned for, else all that it can use."
-    )
-    levels: tuple[float, ...] = option((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "Quantile levels.")
-    together: bool = option(False, "Forecast all series of the file jointly, as one group (families that can).")
-    device: str = option("cpu", "cpu, cuda or cuda:N.")
-    threads: int = option(0, "CPU threads. Default: all cores.")
-    out: str = option("forecast.csv", "CSV file for the forecast, or - for standard output.")
 
 
 @dataclass(frozen=True)
@@ -316,48 +298,6 @@ def run_evaluate(chosen: Chosen, quiet: bool) -> None:
                 "models": found,
             },
         )
-
-
-def run_predict(chosen: Chosen, quiet: bool) -> None:
-    """Forecast the steps after the end of your series."""
-    from tsprune.data.reading import read
-    from tsprune.models import load
-    from tsprune.predicting import predict, usual_context
-    from tsprune.preparing import default_horizon, other_task, sample_panel, set_threads
-    from tsprune.stages import writable_file, write_text
-
-    progress = Progress(quiet)
-    settings = chosen.make(PredictSettings)
-    piped, out = settings.out == "-", Path(settings.out)
-    if not piped:
-        writable_file(out)
-    set_threads(settings.threads)
-    options = chosen.make(ReadOptions)
-    panel = read(Path(settings.data), options) if settings.data else sample_panel(options)
-    for line in panel.describe():
-        progress.say(line)
-    model = load(settings.model or "mini", device=settings.device)
-    horizon = settings.horizon or model.task.get("horizon") or default_horizon(panel)
-    context = settings.context or usual_context(model, panel)
-    notes = [*model.notes, *other_task(model.task, panel, settings.together)]
-    if model.task and not (settings.horizon and settings.context):
-        notes.append(f"horizon {horizon}, context {context}: what the model was tuned for, where not given by flags")
-    elif not settings.horizon:
-        notes.append(f"horizon {horizon}: one season, as --horizon is not given")
-    if horizon > model.native_horizon:
-        notes.append(f"horizon {horizon} is longer than the {model.native_horizon} steps the model gives: rolled out")
-    for note in notes:
-        progress.say(f"note: {note}")
-    table = predict(
-        model, panel, horizon, context=context, levels=settings.levels, together=settings.together
-    )  # fmt: skip
-    said = f"{len(panel.series)} series, {horizon} steps each, {len(settings.levels)} quantiles"
-    if piped:
-        print(table.to_csv(index=False), end="")
-        progress.say(said)
-    else:
-        write_text(out, table.to_csv(index=False))
-        print(f"{said}, written to {out}")
 
 
 def run_pretrain(chosen: Chosen, quiet: bool) -> None:
