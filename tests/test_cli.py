@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def test_options_come_from_a_file(place: Path, capsys: pytest.CaptureFixture[str
     Path("options.yaml").write_text("data: wide.csv\nmodel: chronos2\nhorizon: 4\nlevels: [0.5]\n", encoding="utf-8")
     code, out, _ = called(["predict", "--config", "options.yaml"], capsys)
     assert code == 0
-    assert "2 series, 4 steps each, 1 quantiles" in out
+    assert "2 series, 4 steps each, one value" in out
     code, out, _ = called(["predict", "--config", "options.yaml", "--horizon", "5"], capsys)
     assert "5 steps each" in out
 
@@ -139,8 +140,13 @@ def test_interrupted_run_says_that_it_continues(place: Path) -> None:
     while not (place / "run" / "stages").exists() and time.monotonic() < end:
         time.sleep(0.02)
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    err = ""
+    for _ in range(12):
+        # As a user would, once more where the first was lost inside an import.
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            _, err = process.communicate(timeout=10)
+            break
     # Python dies of the signal itself where it came inside an exec(), as in some imports; a shell says 130 to both.
     assert process.returncode in (130, -signal.SIGINT)
     assert err.splitlines()[-1] == "stopped; the same command continues where it was"

@@ -312,7 +312,9 @@ def test_corpora_named_in_the_config_reach_the_model(tmp_path: Path) -> None:
 def test_names_are_the_files_and_dashes_count_as_underscores() -> None:
     assert registry.names("tsprune.models") == TESTED
     assert registry.find("tsprune.models", "chronos-bolt").FAMILY.family == "chronos_bolt"
-    with pytest.raises(TspruneError, match=r"'nope' is not among the models; known: chronos2, chronos_bolt, chronos_t5"):
+    with pytest.raises(
+        TspruneError, match=r"'nope' is not among the models; known: chronos2, chronos_bolt, chronos_t5"
+    ):
         registry.find("tsprune.models", "nope")
     with pytest.raises(TspruneError, match="known"):
         registry.find("tsprune.models", "_loading")

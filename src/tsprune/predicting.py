@@ -34,7 +34,7 @@ def predict(
     horizon: int,
     *,
     context: int = 0,
-    levels: Sequence[float] | float = DECILES,
+    levels: Sequence[float] | float | None = None,
     together: bool = False,
 ) -> pd.DataFrame:
     """Forecast what follows the end of every series.
@@ -45,7 +45,8 @@ def predict(
             `horizon` steps beyond the end.
         horizon: steps to forecast H, at most 100,000.
         context: steps of history to use; 0 means what the model was tuned for, or else all that it can use.
-        levels: quantile levels, one column each; one number is one level.
+        levels: quantile levels, one column each; one number is one level. None means the deciles that the model spans,
+            for a model of single values that value.
         together: forecast all series jointly, as one group.
 
     Returns:
@@ -62,8 +63,10 @@ def predict(
         raise TspruneError(f"--horizon {horizon} must be a positive number of steps")
     if horizon > LONGEST:
         raise TspruneError(f"--horizon {horizon} is more than the {LONGEST:,} steps that are forecast at most")
-    levels = (float(levels),) if isinstance(levels, int | float) else levels
     model, panel = as_model(model), as_panel(panel)
+    if levels is None:
+        levels = usual_levels(model)
+    levels = (float(levels),) if isinstance(levels, int | float) else levels
     _check_levels(model, levels)
     refuse_unsupported(panel, model, together)
     length = _context(model, panel, context)
@@ -157,6 +160,12 @@ def _forecast(
         for row, index in enumerate(part.tolist()):
             tables.append(_table(panel, index, horizon, quantiles[row].numpy(), levels))
     return pd.concat(tables, ignore_index=True)
+
+
+def usual_levels(model: Forecaster) -> tuple[float, ...]:
+    """The deciles that the model spans; its own levels where it spans none."""
+    low, high = min(model.levels), max(model.levels)
+    return tuple(level for level in DECILES if low <= level <= high) or model.levels
 
 
 def _check_levels(model: Forecaster, levels: Sequence[float]) -> None:

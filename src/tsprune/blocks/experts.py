@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.gate import Gate, Rows
@@ -19,7 +20,9 @@ RouterWatch = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class Distances(nn.Module):
-    """A router without weights: the distance of a token to each expert's centre (Moirai-MoE).
+    """A router without weights: the distance of a token to each expert's centre, in single precision or better.
+
+    Fresh centres are as long as normed tokens are (Moirai-MoE).
 
     Args:
         width: residual width D.
@@ -30,12 +33,14 @@ class Distances(nn.Module):
 
     def __init__(self, width: int, experts: int) -> None:
         super().__init__()
-        self.register_buffer("centroids", torch.zeros(experts, width))
+        centres = nn.init.normal_(torch.empty(experts, width))
+        self.register_buffer("centroids", functional.normalize(centres, dim=-1) * width**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, D]` to `[B, T, E]`."""
+        wide = x if x.dtype == torch.float64 else x.float()
         # By differences: the form with a matrix product loses half of the digits where tokens are near a centre.
-        flat = torch.cdist(x.flatten(0, -2), self.centroids.to(x.dtype), compute_mode="donot_use_mm_for_euclid_dist")
+        flat = torch.cdist(wide.flatten(0, -2), self.centroids.to(wide), compute_mode="donot_use_mm_for_euclid_dist")
         return flat.view(*x.shape[:-1], -1)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tsprune.blocks.distributions import Mixture
@@ -32,20 +32,6 @@ CONTEXT = 2048
 USUAL_PATCH = 16
 PUBLIC_CENTRES = "encoder.centroid"
 OWN_CENTRES = "encoder.layers.{}.layer.1.ffn.gate.centroids"
-
-
-class Centres(Distances):
-    """Distances in single precision at least, from centres that start as long as normed tokens are."""
-
-    def __init__(self, width: int, experts: int) -> None:
-        super().__init__(width, experts)
-        nn.init.normal_(self.centroids)
-        self.centroids = F.normalize(self.centroids, dim=-1) * width**0.5
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, T, D]` to `[B, T, E]`."""
-        wide = x if x.dtype == torch.float64 else x.float()
-        return super().forward(wide)
 
 
 class MoiraiMoE(PackedForecaster):
@@ -102,7 +88,7 @@ class MoiraiMoE(PackedForecaster):
 
         def mixture(width: int, dropout: float) -> MixtureOfExperts:
             inner = [swiglu(width, hidden, dropout) for _ in range(experts)]
-            return MixtureOfExperts(width, inner, used, normalise=True, router=Centres(width, experts))
+            return MixtureOfExperts(width, inner, used, normalise=True, router=Distances(width, experts))
 
         self.encoder = PackedEncoder(config, self.family, mixture, causal=True)
         self.param_proj = MixtureHead(entry(config, "distr_output", dict, self.family), width, self.sizes)
