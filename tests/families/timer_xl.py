@@ -9,7 +9,6 @@ import torch
 from tests.families._kit import Adapter, Family, Public, Tensors, first_of, seen
 from torch import Tensor
 
-from tsprune.blocks.positions import causal_mask
 from tsprune.blocks.variates import OneSequence, one_sequence
 from tsprune.models._forecaster import Forecaster
 from tsprune.models._timer import TokenDecoder
@@ -113,7 +112,9 @@ def _hidden(network: TokenDecoder, values: Tensor, mask: Tensor | None = None) -
     tokens = values.unfold(-1, network.patch, network.patch)
     sequence = one_sequence(torch.ones(tokens.shape[0], 1, tokens.shape[1]).bool())
     if mask is not None:
-        sequence = OneSequence(causal_mask(mask.bool()), False, sequence.positions, None)
+        # Upstream's padding looks at everything.
+        ordered = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril() & mask.bool()[:, None, None]
+        sequence = OneSequence(ordered, False, sequence.positions, None)
     hidden: Tensor = network(tokens, sequence)
     return hidden
 
