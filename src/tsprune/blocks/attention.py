@@ -269,10 +269,12 @@ class Attention(Block):
             added = hidden.masked_fill(~mask, torch.finfo(query.dtype).min / 2)
         if buckets is None or not self.has_table:
             return added
-        bias: Tensor = self.relative_attention_bias(buckets).movedim(-1, -3).to(query.dtype)
+        # By heads, so that the kernel gets them without a copy in another order.
+        table = self.relative_attention_bias.weight.t()
+        bias = table.index_select(1, buckets.flatten()).view(-1, *buckets.shape).to(query.dtype)
         if self.scaled_table:
             bias = bias * self.scale
-        bias = bias if bias.ndim == 4 else bias[None]
+        bias = bias[None] if bias.ndim == 3 else bias.transpose(0, 1)
         return bias if added is None else bias + added
 
     def _alone(self, x: Tensor) -> Tensor:

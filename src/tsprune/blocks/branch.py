@@ -72,7 +72,8 @@ class Branch(Block):
             out = inner(x if self.after else norm(x), **inputs)
             if self.closing_norm is not None:
                 out = self.closing_norm(out)
-            x = x + self.dropout(self.gate(out))
+            out = self.gate(out)
+            x = x + (self.dropout(out) if self.training else out)
         result: Tensor = norm(x) if self.after else x
         return result
 

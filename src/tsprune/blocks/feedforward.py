@@ -75,7 +75,8 @@ class FeedForward(Block):
             empty: Tensor = self.wo(x.new_zeros(*x.shape[:-1], 0), rows)
             return empty
         inner = self.act(self.wi_0(x, rows)) * self.wi_1(x, rows) if self.gated else self.act(self.wi(x, rows))
-        projected: Tensor = self.wo(self.gate(self.dropout(inner), rows), rows)
+        inner = self.dropout(inner) if self.training else inner
+        projected: Tensor = self.wo(self.gate(inner, rows), rows)
         return projected
 
     @property

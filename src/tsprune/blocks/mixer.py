@@ -49,8 +49,8 @@ class Mixer(Block):
         return mixed.transpose(self.axis, -1)
 
     def _mixed(self, x: Tensor) -> Tensor:
-        out: Tensor = self.dropout(self.mlp(x))
-        return out
+        out: Tensor = self.mlp(x)
+        return self.dropout(out) if self.training else out
 
     def _weighed(self, x: Tensor) -> Tensor:
         return x if self.gating is None else x * torch.softmax(self.gating(x), dim=-1)

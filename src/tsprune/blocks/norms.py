@@ -43,8 +43,12 @@ class ChannelBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, D]` in and out; in training by the statistics of the batch."""
-        out: Tensor = self.batchnorm(x.transpose(1, 2)).transpose(1, 2)
-        return out
+        norm = self.batchnorm
+        if norm.training:
+            out: Tensor = norm(x.transpose(1, 2)).transpose(1, 2)
+            return out
+        factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        return torch.addcmul(norm.bias - norm.running_mean * factor, x, factor)
 
 
 class QueryScale(nn.Module):
