@@ -15,13 +15,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from tsprune.blocks import inversion
 from tsprune.blocks.distributions import Component, LogNormal, Mixture, NegativeBinomial, Normal, StudentT
-from tsprune.blocks.special import betainc, log_beta_front, rising_root
+from tsprune.blocks.roots import polished_root, rising_root
+from tsprune.blocks.roughcdf import negative_binomial_cdf, negative_binomial_density
+from tsprune.blocks.special import betainc, log_beta_front
 from tsprune.errors import TspruneError
 
 DECILES = [level / 10 for level in range(1, 10)]
 seeds = st.integers(0, 2**31)
-often = settings(max_examples=60, deadline=None)
+often = settings(max_examples=40, deadline=None)
 less_often = settings(max_examples=15, deadline=None)
 
 
@@ -175,6 +178,41 @@ class TestRisingRoot:
         assert no_end.isnan().all()
 
 
+class TestPolishedRoot:
+    @staticmethod
+    def found(slope: Callable[[Tensor], Tensor], start: float = 1.2) -> tuple[float, int]:
+        calls = []
+
+        def function(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            calls.append(index)
+            return x**3 - 2, slope(x)
+
+        root = polished_root(function, *(wide(value) for value in (start, 0.0, 10.0, -2.0, 998.0, 1e-14)))
+        return root.item(), len(calls)
+
+    @pytest.mark.parametrize(
+        ("factor", "most"),
+        [(1.0, 4), (1.3, 5), (0.7, 5), (-1.0, 30), (0.0, 30), (1e30, 30), (math.inf, 30), (math.nan, 30)],
+    )
+    def test_finds_the_root_whatever_the_slopes_and_soon_with_good_ones(self, factor: float, most: int) -> None:
+        root, calls = self.found(lambda x: factor * 3 * x**2)
+        assert root == pytest.approx(2 ** (1 / 3), rel=1e-14)
+        assert calls <= most
+
+    @pytest.mark.parametrize("start", [math.nan, -5.0, 10.0, 1e-9])
+    def test_a_useless_start_does_no_harm(self, start: float) -> None:
+        assert self.found(lambda x: 3 * x**2, start)[0] == pytest.approx(2 ** (1 / 3), rel=1e-14)
+
+    def test_ends_at_a_jump_and_leaves_nan_as_it_is(self) -> None:
+        def function(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            jump = torch.where(x < math.pi, -1.0, 1.0).double()
+            return torch.where(index == 0, jump, x * math.nan), torch.ones_like(x)
+
+        roots = polished_root(function, *(wide(value, value) for value in (3.0, 1.0, 9.0, -1.0, 1.0, 1e-14)))
+        assert roots[0].item() == pytest.approx(math.pi, rel=1e-14)
+        assert roots[1].isnan()
+
+
 class TestComponents:
     @often
     @given(st.sampled_from(KINDS), seeds, st.integers(0, 200))
@@ -222,6 +260,26 @@ class TestComponents:
         geometric = NegativeBinomial(wide(1.0), wide(0.4)).cdf(wide(x)).item()
         share = 1 / (1 + math.exp(-0.4))
         assert geometric == pytest.approx(0 if x < 0 else -math.expm1((x + 1) * math.log(share)), rel=1e-12)
+
+    @often
+    @given(seeds, st.floats(-4, 4), st.floats(-3, 4))
+    def test_rough_negative_binomial_is_close(self, seed: int, logits: float, size: float) -> None:
+        part = NegativeBinomial(wide(10**size), wide(logits))
+        x = 4 * part.mean * torch.rand(50, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        rough = negative_binomial_cdf(x, part.total_count, part.logits)
+        torch.testing.assert_close(rough, part.cdf(x), rtol=0, atol=1e-3)
+        density = negative_binomial_density(x, part.total_count, part.logits)
+        torch.testing.assert_close(density, part.log_prob(x).exp(), rtol=1e-3, atol=1e-12)
+
+    @often
+    @given(st.sampled_from(KINDS), seeds)
+    def test_slope_is_about_that_of_the_cdf(self, kind: type[Component], seed: int) -> None:
+        part = parts(kind, 1, seed=seed).prepared()
+        x = wide(3.3) if kind is NegativeBinomial else wide(0.4, 1.3)
+        step = 1e-5 * getattr(part, "scale", wide(1.0)).clamp(max=1.0)
+        rise = (part.cumulated(x + step) - part.cumulated(x - step)) / (2 * step)
+        share = 0.2 if kind is NegativeBinomial else 1e-5
+        torch.testing.assert_close(part.slope(x), rise, rtol=share, atol=1e-7)
 
     def test_student_t_with_many_degrees_of_freedom_is_normal(self) -> None:
         x = torch.linspace(-8, 8, 65, dtype=torch.float64)
@@ -416,6 +474,15 @@ class TestQuantiles:
         whole = Mixture(wide(0.0, 0.0), [Normal(wide(0.0), wide(1.0)), far])
         for level in (1e-3, 0.1, 0.3, 0.8, 0.9, 0.999):
             assert whole.cdf(whole.quantile([level])).item() == pytest.approx(level, abs=1e-9)
+
+    def test_few_evaluations_of_the_exact_cdf_are_needed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        sizes = []
+        exact = inversion.Rows.cdf
+        monkeypatch.setattr(inversion.Rows, "cdf", lambda rows, x: (sizes.append(len(x)), exact(rows, x))[1])
+        mixture(20, 5, seed=4).quantile(DECILES)
+        # Four landmarks of each of 100 rows, and three or four steps for each of their 9 quantiles.
+        assert sum(sizes) <= 100 * (4 + 9 * 4)
+        assert len(sizes) < 20
 
     def test_empty_batches_and_single_values_have_quantiles(self) -> None:
         empty = Mixture(torch.zeros(0, 3, 2), [StudentT(*torch.ones(3, 0, 3, 2))])

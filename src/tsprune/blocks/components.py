@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.special import ndtri
 
-from tsprune.blocks.roughcdf import negative_binomial_cdf, student_t_cdf
+from tsprune.blocks.roughcdf import negative_binomial_cdf, negative_binomial_density, student_t_cdf
 from tsprune.blocks.special import betainc, log_beta_front
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
@@ -155,6 +155,15 @@ class StudentT(BetaComponent):
         """Hill's expansion."""
         return student_t_cdf((x - self.loc) / self.scale, self.df.clamp(min=1))
 
+    def slope(self, x: Tensor) -> Tensor:
+        """The density, by the front of the cdf where it is at hand: it holds the two log gammas, which are slow."""
+        if self.front is None:
+            return self._log_density(x).exp_()
+        half = self.df / 2
+        size = self.front + half * torch.log1p(1 / self.df) + 0.5 * torch.log1p(1 / self.df)
+        ratio = ((x - self.loc) / self.scale).square_().div_(self.df)
+        return torch.log1p_(ratio).mul_(-half - 0.5).add_(size).exp_().div_(self.scale)
+
     def _log_density(self, x: Tensor) -> Tensor:
         half = self.df / 2
         size = torch.lgamma(half + 0.5) - torch.lgamma(half) - 0.5 * (math.pi * self.df).log() - self.scale.log()
@@ -199,6 +208,7 @@ class Normal(Component):
         return -0.5 * ((x - self.loc) / self.scale).square() - self.scale.log() - _HALF_LOG_TWO_PI
 
     def cumulated(self, x: Tensor) -> Tensor:
+        """The cdf; float64, as are the parameters."""
         # torch.special.ndtr is 1 + erf and has lost all digits of the lower tail at -8.
         return 0.5 * torch.erfc((self.loc - x) / (self.scale * math.sqrt(2)))
 
@@ -244,7 +254,7 @@ class NegativeBinomial(BetaComponent):
     def slope(self, x: Tensor) -> Tensor:
         """From one number to the next the cdf rises by the probability of the next: its slope is near that halfway."""
         inside = x >= 0
-        return self._log_density(x * inside + 0.5).exp_().mul_(inside)
+        return negative_binomial_density(x * inside + 0.5, self.total_count, self.logits).mul_(inside)
 
     def _log_density(self, x: Tensor) -> Tensor:
         count = self.total_count.clamp(min=torch.finfo(self.total_count.dtype).tiny)
@@ -255,7 +265,8 @@ class NegativeBinomial(BetaComponent):
     def beta_arguments(self, x: Tensor) -> tuple[Tensor, ...]:
         """The number of successes and one more than that of failures."""
         above = x.masked_fill(x < 0, 0.0) + 1
-        count, above, logits = torch.broadcast_tensors(self.total_count, above, self.logits)
+        shape = broadcast_shapes(part.shape for part in (self.total_count, above, self.logits))
+        count, above, logits = (part.expand(shape) for part in (self.total_count, above, self.logits))
         return count, above, torch.sigmoid(-logits), torch.sigmoid(logits), log_beta_front(count, above)
 
     def from_beta(self, x: Tensor, value: Tensor) -> Tensor:
@@ -297,6 +308,7 @@ class LogNormal(Component):
         return self._logarithm._log_density(x.log()) - x.log()
 
     def cumulated(self, x: Tensor) -> Tensor:
+        """The cdf; float64, as are the parameters."""
         # The logarithm of 0 is minus infinity, where the normal cdf is 0.
         return self._logarithm.cumulated(x.clamp(min=0).log())
 

@@ -20,6 +20,7 @@ _POLISHED = 3e-14
 _ROUGH = 1e-3
 _ROUGH_STEPS = 12
 _CHUNK = 1 << 18
+_FEW = 1 << 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +65,11 @@ class Rows:
         """`[N]` in and out."""
         x = x[:, None]
         slow = [part for part in self.components if isinstance(part, BetaComponent) and not part.closed]
-        if len(slow) < 2:
+        if len(slow) < 2 or len(x) > _FEW:
             return self._weighted([part.cumulated(x) for part in self.components])
         # One call for all of them: with few rows, the time goes into the number of calls.
         arguments = [torch.cat(each, dim=-1) for each in zip(*(part.beta_arguments(x) for part in slow), strict=True)]
-        values = betainc(*arguments).split([part.shape[-1] for part in slow], dim=-1)
+        values = torch.split(betainc(*arguments), [part.shape[-1] for part in slow], dim=-1)
         found = {id(part): part.from_beta(x, value) for part, value in zip(slow, values, strict=True)}
         parts = [found[id(part)] if id(part) in found else part.cumulated(x) for part in self.components]
         return self._weighted(parts)
@@ -83,7 +84,7 @@ class Rows:
         return self.cdf(x), self._weighted([part.slope(x[:, None]) for part in self.components])
 
     def _weighted(self, values: Sequence[Tensor]) -> Tensor:
-        return (self.weights * torch.cat(values, dim=-1)).sum(-1)
+        return (self.weights * torch.cat(list(values), dim=-1)).sum(-1)
 
     def quantiles(self, levels: Tensor) -> Tensor:
         """At levels `[S, N]`, float64."""

@@ -43,12 +43,13 @@ class ChannelBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, D]` in and out; in training by the statistics of the batch."""
-        norm = self.batchnorm
-        if norm.training:
+        norm, mean, variance = self.batchnorm, self.batchnorm.running_mean, self.batchnorm.running_var
+        if norm.training or mean is None or variance is None:
             out: Tensor = norm(x.transpose(1, 2)).transpose(1, 2)
             return out
-        factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        return torch.addcmul(norm.bias - norm.running_mean * factor, x, factor)
+        # As one multiplication in the order that x has: the kernel wants channels in the middle.
+        factor = norm.weight * torch.rsqrt(variance + norm.eps)
+        return torch.addcmul(norm.bias - mean * factor, x, factor)
 
 
 class QueryScale(nn.Module):

@@ -17,7 +17,8 @@ _TINY = torch.finfo(torch.float64).tiny
 _PLAIN_STEPS = 16
 _INTERPOLATING_STEPS = 100
 _ALL_HALVINGS = 66
-_POLISHING_STEPS = 6
+_POLISHING_STEPS = 8
+_LAST_DIGIT = 1e-7
 
 
 @torch.no_grad()
@@ -104,7 +105,7 @@ def polished_root(
     index = (upper - lower > 2 * width).nonzero().squeeze(1)
     if not index.numel():
         return out
-    tolerance_of = tolerance
+    enough = tolerance
     x, lower, upper, at_lower, at_upper, tolerance = (
         part[index] for part in (start, lower, upper, at_lower, at_upper, tolerance)
     )
@@ -121,14 +122,16 @@ def polished_root(
         else:
             old, old_value, old_slope = before
             seen = (value - old_value) / (x - old)
-            step = value / (slope * (seen / (0.5 * (slope + old_slope))).nan_to_num(1.0).clamp(0.5, 2.0))
+            step = value / (slope * (seen / (0.5 * (slope + old_slope))).nan_to_num(1.0).clamp(0.2, 5.0))
             # A step gains at least the factor that the one before it gained.
             left = size * (size / old_value.abs()).clamp(max=1.0)
         found = x - step
         inside = (found > lower) & (found < upper)
         out[index] = torch.where(inside, found, torch.where(value.isnan(), value, x))
-        # NaN compares false, so what is NaN leaves like what has converged.
-        going = (size > tolerance) & (step.abs() > 4 * _EPSILON * x.abs()) & ((left > tolerance) | ~inside)
+        # A steep function need not come closer to 0 than the next number does; but slopes may be wrong.
+        last = (step.abs() <= 4 * _EPSILON * x.abs()) & (size < _LAST_DIGIT)
+        # A value of NaN compares false, so it leaves like what has converged.
+        going = (size > tolerance) & ~last & ~(inside & (left <= tolerance))
         kept = going.nonzero().squeeze(1)
         if not kept.numel():
             return out
@@ -143,7 +146,7 @@ def polished_root(
     def rest(point: Tensor, some: Tensor) -> Tensor:
         which = index[some]
         value = function(point, which)[0]
-        return value.masked_fill(value.abs() <= tolerance_of[which], 0.0)
+        return value.masked_fill(value.abs() <= enough[which], 0.0)
 
     out[index] = rising_root(rest, lower, upper, at_lower, at_upper)
     return out

@@ -1,29 +1,26 @@
-"""Two numerical routines that torch lacks: the regularised incomplete beta function, and roots of rising functions.
+"""A function that torch lacks: the regularised incomplete beta function.
 
-Both work on all elements at once and drop each element when it has converged, which depends on this element alone: a
+It works on all elements at once and drops each element when it has converged, which depends on this element alone: a
 value does not change with what else lies in the tensor, and an element that takes long holds up no other.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tsprune.errors import TspruneError
 
-_FRACTION_STEPS = 4000
-_STEPS_BETWEEN_CHECKS = 8
+_FIRST_STEPS = 16
+_MORE_STEPS = 2
+_MOST_STEPS = 4000
+_CUT_TOLERANCE = 1e-14
+_BLOCK = 1 << 17
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
 _STIRLING_FROM = 10.0
-_EPSILON = torch.finfo(torch.float64).eps
-_PLAIN_STEPS = 16
-_INTERPOLATING_STEPS = 100
-_ALL_HALVINGS = 66
 
 
 @torch.no_grad()
@@ -73,18 +70,19 @@ def log_beta_front(a: Tensor, b: Tensor) -> Tensor:
     Taken at the mean, the large terms of the three log gammas cancel on paper and need not do so in floating point.
     """
     a, b = a.double(), b.double()
-    stirling = _stirling_rest(a + b) - _stirling_rest(a) - _stirling_rest(b)
-    return 0.5 * (a.log() + b.log() - (a + b).log()) - _HALF_LOG_TWO_PI + stirling
+    total = a + b
+    whole, first, second = _stirling_rest(torch.stack([part.expand_as(total) for part in (total, a, b)]))
+    return (a * (b / total)).log_().mul_(0.5).sub_(_HALF_LOG_TWO_PI).add_(whole).sub_(first).sub_(second)
 
 
 def _stirling_rest(z: Tensor) -> Tensor:
     """lgamma(z) minus Stirling's approximation (z - 1/2) log z - z + log(2 pi) / 2, for z > 0."""
     large = z.clamp(min=_STIRLING_FROM)
-    inverse = 1 / large
+    inverse = large.reciprocal()
     square = inverse * inverse
-    series = torch.full_like(z, _STIRLING[-1])
-    for coefficient in reversed(_STIRLING[:-1]):
-        series = series * square + coefficient
+    series = square * _STIRLING[-1] + _STIRLING[-2]
+    for coefficient in reversed(_STIRLING[:-2]):
+        series.mul_(square).add_(coefficient)
     small = z.clamp(max=_STIRLING_FROM)
     direct = torch.lgamma(small) - (small - 0.5) * small.log() + small - _HALF_LOG_TWO_PI
     return torch.where(z < _STIRLING_FROM, direct, series * inverse)
@@ -96,138 +94,62 @@ def _log_quotient(excess: Tensor, quotient: Tensor) -> Tensor:
 
 
 def _fraction(a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """x^a y^b / (B(a, b) I_x(a, b)) for x below about the mean, float64; y = 1 - x. Lentz's method."""
+    """x^a y^b / (B(a, b) I_x(a, b)) for x below about the mean, float64; y = 1 - x.
+
+    Evaluated from the far end inwards, which takes one operation per step, with two guesses at what lies beyond the
+    end: where they lead to the same value, the steps were enough. Elsewhere more steps are taken.
+    """
     shape = a.shape
-    out = torch.empty_like(a).flatten()
-    index = torch.arange(out.numel(), device=out.device)
-    drift = a * y - b * x + 1
-    inverse = (a + 1).reciprocal()
-    ratio = a * inverse
-    value = ratio * drift
-    parts = [a, b * x, (a + b) * x, x, 2 - x, drift, inverse, ratio, value, value, torch.zeros_like(value)]
-    state = torch.stack([part.flatten() for part in parts])
-    for step in range(1, _FRACTION_STEPS + 1):
-        a, bx, sx, x, y_plus_one, drift, inverse, ratio, value, upper, lower = state
-        shared = bx.sub(x, alpha=step).mul_(inverse).mul_(step)
-        numerator = sx.add(x, alpha=step - 1).mul_(shared).mul_(ratio)
-        torch.add(a, 2 * step + 1, out=inverse).reciprocal_()
-        torch.add(a, step, out=ratio).mul_(inverse)
-        denominator = shared.addcmul_(drift.add(y_plus_one, alpha=step), ratio).add_(step)
-        torch.addcmul(denominator, numerator, lower, out=lower).reciprocal_()
-        torch.addcdiv(denominator, numerator, upper, out=upper)
-        change = upper * lower
-        value.mul_(change)
-        if step % _STEPS_BETWEEN_CHECKS:
-            continue
-        out[index] = value
-        going = (change.sub_(1).abs_() > 2 * _EPSILON).nonzero().squeeze(1)
+    parts = torch.stack([part.flatten() for part in (a, b, x, y)])
+    out = torch.full_like(parts[0], torch.nan)
+    index: Tensor | None = None
+    steps = _FIRST_STEPS
+    while True:
+        lead, value, other = _cut_fraction(parts, steps)
+        going = ((value - other).abs() > _CUT_TOLERANCE * (lead + value).abs()).nonzero().squeeze(1)
+        value += lead
+        if index is None:
+            out = value
+        else:
+            out[index] = value
         if not going.numel():
             return out.view(shape)
-        if going.numel() < index.numel():
-            index, state = index[going], state.index_select(1, going)
+        if steps > _MOST_STEPS:
+            break
+        index = going if index is None else index[going]
+        parts = parts[:, going]
+        steps *= _MORE_STEPS
     raise TspruneError(
-        f"the incomplete beta function did not converge in {_FRACTION_STEPS} steps for a = {state[0, 0].item():g}, "
-        f"b = {(state[1, 0] / state[3, 0]).item():g}; at least one of the two is expected to be below 1e8"
+        f"the incomplete beta function did not converge in {steps} steps for a = {parts[0, going[0]].item():g}, "
+        f"b = {parts[1, going[0]].item():g}; at least one of the two is expected to be below 1e8"
     )
 
 
-@torch.no_grad()
-def rising_root(
-    function: Callable[[Tensor, Tensor], Tensor], lower: Tensor, upper: Tensor, at_lower: Tensor, at_upper: Tensor
-) -> Tensor:
-    """Where rising functions, one per element, first reach 0 in their brackets: bisection that interpolates if it may.
-
-    Chandrupatla's method (Advances in Engineering Software 28, 1997): inverse quadratic interpolation through the last
-    three points where these allow a monotone parabola, a halving otherwise. A smooth function takes about eight
-    evaluations, one that jumps about sixty.
+def _cut_fraction(parts: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The fraction cut after some steps: its first term, and two guesses at the rest of it.
 
     Args:
-        function: value at points `[M]` float64 of the elements `[M]` int64 that are still open. It may jump.
-        lower: `[N]` float64.
-        upper: `[N]` float64.
-        at_lower: what the function is near the lower end `[N]`, negative. Only its sign need be right.
-        at_upper: what it is near the upper end, positive.
-
-    Returns:
-        `[N]` float64: the least point found where the function is not negative, to about the last digit. NaN where an
-        end or the function is NaN.
+        parts: a, b, x and y, `[4, N]`.
+        steps: how many.
     """
-    out = torch.where(lower.isnan(), lower, upper)
-    index = torch.arange(out.numel(), device=out.device)
-    ends = _Ends(lower, upper, lower, at_lower, at_upper, at_lower)
-    for step in range(_INTERPOLATING_STEPS + _ALL_HALVINGS):
-        tolerance = ends.tolerance()
-        # NaN compares false, so what is NaN leaves like what has converged.
-        going = (ends.opposite - ends.newest).abs() > 2 * tolerance
-        kept = (going & (ends.at_newest != 0) & (ends.at_opposite != 0)).nonzero().squeeze(1)
-        if not kept.numel():
-            break
-        index, tolerance, ends = index[kept], tolerance[kept], _Ends(*(part[kept] for part in ends))
-        halfway = (_plain_middle if step < _PLAIN_STEPS else _middle_number)(ends.newest, ends.opposite)
-        point = ends.interpolated(tolerance, halfway) if step < _INTERPOLATING_STEPS else halfway
-        value = function(point, index)
-        best = out[index]
-        best = torch.where(value >= 0, torch.minimum(best, point), best)
-        out[index] = torch.where(value.isnan(), value, best)
-        ends = ends.moved(point, value)
-    return out
-
-
-class _Ends(NamedTuple):
-    """The newest point, the one across the root, the one before these, and the function there; all `[M]`."""
-
-    newest: Tensor
-    opposite: Tensor
-    third: Tensor
-    at_newest: Tensor
-    at_opposite: Tensor
-    at_third: Tensor
-
-    def moved(self, point: Tensor, value: Tensor) -> _Ends:
-        """With a newer point."""
-        same = (value >= 0) == (self.at_newest >= 0)
-        return _Ends(
-            newest=point,
-            opposite=torch.where(same, self.opposite, self.newest),
-            third=torch.where(same, self.newest, self.opposite),
-            at_newest=value,
-            at_opposite=torch.where(same, self.at_opposite, self.at_newest),
-            at_third=torch.where(same, self.at_newest, self.at_opposite),
-        )
-
-    def tolerance(self) -> Tensor:
-        """How far apart points can usefully be."""
-        best = torch.where(self.at_newest.abs() < self.at_opposite.abs(), self.newest, self.opposite)
-        return 2 * _EPSILON * best.abs() + torch.finfo(best.dtype).tiny
-
-    def interpolated(self, tolerance: Tensor, otherwise: Tensor) -> Tensor:
-        """The next point: by the parabola through all three as far as it can be trusted, else the one given."""
-        x = (self.newest - self.opposite) / (self.third - self.opposite)
-        y = (self.at_newest - self.at_opposite) / (self.at_third - self.at_opposite)
-        trusted = (y.square() < x) & ((1 - y).square() < 1 - x)
-        rise, far = self.at_opposite - self.at_newest, self.at_third - self.at_opposite
-        width = self.opposite - self.newest
-        line = self.at_newest / rise * self.at_third / -far
-        bend = (self.third - self.newest) / width * self.at_newest / (self.at_third - self.at_newest)
-        least = tolerance / width.abs()
-        share = (line + bend * self.at_opposite / far).clamp(least, 1 - least)
-        return torch.where(trusted, self.newest + share * width, otherwise)
-
-
-def _plain_middle(one: Tensor, other: Tensor) -> Tensor:
-    return one + 0.5 * (other - one)
-
-
-def _middle_number(one: Tensor, other: Tensor) -> Tensor:
-    """The number with as many numbers of float64 between it and one as between it and other.
-
-    Halving like this closes any bracket in 64 steps, be its ends 1e-300 and 1e300.
-    """
-    first, second = _in_order(one.view(torch.int64)), _in_order(other.view(torch.int64))
-    middle = (first >> 1) + (second >> 1) + (first & second & 1)
-    return _in_order(middle).view(torch.float64)
-
-
-def _in_order(bits: Tensor) -> Tensor:
-    """Bits of float64 as whole numbers in the same order, and back again."""
-    return bits ^ ((bits >> 63) & torch.iinfo(torch.int64).max)
+    a, b, x, y = parts
+    drift = a * y - b * x + 1
+    total, beyond = a + b, 2 - x
+    # What lies beyond the end takes at least nothing and at most about half of the last term away.
+    guesses = torch.tensor([[1.0], [0.5]], dtype=a.dtype, device=a.device)
+    first, rest = a, guesses
+    size = max(1, _BLOCK // max(a.numel(), 1))
+    for start in range(steps, 0, -size):
+        step = torch.arange(max(start - size, 0), start + 1, dtype=a.dtype, device=a.device)[:, None]
+        before = a + step
+        inverse = (before + (step + 1)).reciprocal_()
+        ratio = before * inverse
+        step = step[1:]
+        shared = (b - step).mul_(x).mul_(inverse[:-1]).mul_(step)
+        numerator = (total + (step - 1)).mul_(x).mul_(shared).mul_(ratio[:-1])
+        denominator = torch.addcmul(drift, step, beyond).mul_(ratio[1:]).add_(shared).add_(step)
+        rest = denominator[-1] * guesses if start == steps else denominator[-1] + rest
+        for above, below in zip(denominator[:-1].flip(0).unbind(), numerator[1:].flip(0).unbind(), strict=True):
+            torch.addcdiv(above, below, rest, out=rest)
+        first, rest = ratio[0] * drift, numerator[0] / rest
+    return first, rest[0], rest[1]
