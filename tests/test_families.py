@@ -107,12 +107,12 @@ def test_missing_values_never_leak_into_forecast_loss_or_gradient(family: str, c
 
 @every_variant
 def test_rows_side_by_side_equal_each_row_alone(family: str, changes: dict[str, Any]) -> None:
-    model = tiny_model(family, **changes)
-    together = tiny_batch(3, 48, model.native_horizon)
+    model = tiny_model(family, **changes).double()
+    together = as_double(tiny_batch(3, 48, model.native_horizon))
     assert together.target is not None
     alone = [Batch(together.context[[row]], together.target[[row]]) for row in range(3)]
     forecast = torch.cat([model.forecast(batch, 40) for batch in alone])
-    torch.testing.assert_close(model.forecast(together, 40), forecast, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(model.forecast(together, 40), forecast, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(model.loss(together), torch.cat([model.loss(batch) for batch in alone]))
 
 
