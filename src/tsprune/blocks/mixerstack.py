@@ -46,15 +46,6 @@ class StackShape:
     dropout: float
 
 
-class TokenBatchNorm(ChannelBatchNorm):
-    """Batch normalisation of every channel over windows, series and tokens."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., D]` in and out."""
-        out: Tensor = self.batchnorm(x.reshape(-1, x.shape[-1])).view(x.shape)
-        return out
-
-
 class MixerLayer(Layer):
     """Mixing of series, of patches, of channels. What a model does not have is an empty branch, so places are fixed."""
 
@@ -76,7 +67,7 @@ def _branch(name: str, shape: StackShape, axis: int) -> Branch:
     size = max(1, (shape.series, shape.patches, shape.width)[axis])
     hidden = size * shape.expansion
     inner = Mixer(size, hidden, axis=axis, gated=shape.gated, gate_first=axis == -3, dropout=shape.dropout)
-    norm = TokenBatchNorm if shape.batch_norm else nn.LayerNorm
+    norm = ChannelBatchNorm if shape.batch_norm else nn.LayerNorm
     return Branch(name, inner, norm(shape.width, eps=shape.eps), shape.width)
 
 

@@ -30,7 +30,7 @@ class RMSNorm(nn.Module):
 
 
 class ChannelBatchNorm(nn.Module):
-    """Batch normalisation of every channel over rows and tokens (PatchTST).
+    """Batch normalisation of every channel over rows, series and tokens (PatchTST, TTM).
 
     Args:
         width: number of channels D.
@@ -42,10 +42,10 @@ class ChannelBatchNorm(nn.Module):
         self.batchnorm = nn.BatchNorm1d(width, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, T, D]` in and out; in training by the statistics of the batch."""
+        """`[..., D]` in and out; in training by the statistics of the batch."""
         norm, mean, variance = self.batchnorm, self.batchnorm.running_mean, self.batchnorm.running_var
         if norm.training or mean is None or variance is None:
-            out: Tensor = norm(x.transpose(1, 2)).transpose(1, 2)
+            out: Tensor = norm(x.reshape(-1, x.shape[-1])).view(x.shape)
             return out
         # As one multiplication in the order that x has: the kernel wants channels in the middle.
         factor = norm.weight * torch.rsqrt(variance + norm.eps)

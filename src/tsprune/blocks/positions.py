@@ -44,6 +44,15 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor], neighbours: bool = False) ->
     return x * cosine + turned * sine
 
 
+def sinusoids(tokens: int, width: int) -> Tensor:
+    """Positions as sines and cosines side by side, centred, with a deviation of 0.1 over the whole table: `[T, D]`."""
+    rates = torch.exp(torch.arange(0, width, 2) * -(math.log(10000.0) / width))
+    angles = torch.arange(tokens)[:, None] * rates
+    table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+    table = table - table.mean()
+    return table / (table.std() * 10)
+
+
 def causal_mask(seen: Tensor) -> Tensor:
     """Which tokens may be attended to when none may look ahead.
 

@@ -33,6 +33,14 @@ def entry(config: Mapping[str, Any], name: str, kind: type, family: str, default
     return value
 
 
+def positive(config: Mapping[str, Any], name: str, family: str, default: Any = ...) -> int:
+    """The whole number of that name, which must be at least 1; see `entry`."""
+    found: int = entry(config, name, int, family, default)
+    if found < 1:
+        raise TspruneError(f"config.json: entry {name!r} is {found}, expected 1 or more")
+    return found
+
+
 def patch_setup(config: Mapping[str, Any], family: str) -> Mapping[str, Any]:
     """The `chronos_config` section, its patches and quantile levels checked."""
     section: Mapping[str, Any] = entry(config, "chronos_config", dict, family)

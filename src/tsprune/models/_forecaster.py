@@ -165,6 +165,14 @@ class Forecaster(nn.Module):
                 "in one pass; train on a shorter horizon"
             )
 
+    def wanted(self, batch: Batch) -> Tensor:
+        """The batch's target `[B, H]`; raises TspruneError when there is none, it is too long, or cannot be used."""
+        if batch.target is None:
+            raise TspruneError("the batch has no target; a loss needs one")
+        self.check_batch(batch)
+        self.check_native(batch.target.shape[1])
+        return batch.target
+
     def loss(self, batch: Batch) -> Tensor:
         """Loss of each window `[N]`: the mean over its target rows. Without groups a row is a window."""
         rows = self.row_losses(batch)
@@ -291,6 +299,12 @@ def window_index(batch: Batch) -> Tensor:
     rank = torch.empty_like(first)
     rank[torch.argsort(first)] = torch.arange(len(unique), device=inverse.device)
     return rank[inverse]
+
+
+def each_window(batch: Batch) -> Tensor:
+    """Every window once: what `network_windows` is where a window is one row of the network."""
+    index = window_index(batch)
+    return torch.arange(int(index.max()) + 1, device=index.device)
 
 
 def at_levels(quantiles: Tensor, own: Sequence[float], wanted: Sequence[float]) -> Tensor:

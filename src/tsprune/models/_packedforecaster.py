@@ -11,8 +11,7 @@ from torch import Tensor
 from tsprune.blocks.attention import Attention
 from tsprune.blocks.distributions import Mixture
 from tsprune.data.batch import Batch
-from tsprune.errors import TspruneError
-from tsprune.models._forecaster import Forecaster, window_index
+from tsprune.models._forecaster import Forecaster, each_window
 from tsprune.models._packedencoder import NAMES
 from tsprune.models._packing import Packed, packed_scale
 
@@ -37,8 +36,7 @@ class PackedForecaster(Forecaster):
 
     def network_windows(self, batch: Batch) -> Tensor:
         """The network's rows are the windows themselves."""
-        index = window_index(batch)
-        return torch.arange(int(index.max()) + 1, device=index.device)
+        return each_window(batch)
 
     def essential(self) -> list[list[str]]:
         """The attentions: without any, a token sees no patch but its own."""
@@ -57,14 +55,6 @@ class PackedForecaster(Forecaster):
             return nothing, torch.ones_like(nothing)
         location, scale = packed_scale(packed)
         return location.to(wide), scale.to(wide)
-
-    def wanted(self, batch: Batch) -> Tensor:
-        """The batch's target `[B, H]`; raises TspruneError when there is none, it is too long, or cannot be used."""
-        if batch.target is None:
-            raise TspruneError("the batch has no target; a loss needs one")
-        self.check_batch(batch)
-        self.check_native(batch.target.shape[1])
-        return batch.target
 
 
 def mixture_losses(base: Mixture, target: Tensor, objective: str) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from tsprune.blocks.branch import Layer
 from tsprune.blocks.distributions import Component, Normal, StudentT
+from tsprune.blocks.positions import sinusoids
 
 SMALL = 0.02
 """Deviation of fresh positions and of a fresh token that stands for the series, as published."""
@@ -58,15 +58,6 @@ class Positions(nn.Module):
             return placed
         first = (self.cls_token[0] + table[:1]).expand(len(x), -1, -1)
         return torch.cat([first.to(x.dtype), self.dropout(x + table[1:])], dim=1)
-
-
-def sinusoids(tokens: int, width: int) -> Tensor:
-    """Positions as sines and cosines side by side, centred, with a deviation of 0.1 over the whole table: `[T, D]`."""
-    rates = torch.exp(torch.arange(0, width, 2) * -(math.log(10000.0) / width))
-    angles = torch.arange(tokens)[:, None] * rates
-    table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
-    table = table - table.mean()
-    return table / (table.std() * 10)
 
 
 class Encoder(nn.Module):

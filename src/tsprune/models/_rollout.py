@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
 
 def level_masses(levels: Sequence[float]) -> Tensor:
     """Probability mass around each level: half the distance of its neighbours, 0 and 1 being the ends."""

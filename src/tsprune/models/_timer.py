@@ -198,17 +198,14 @@ class TokenDecoder(Forecaster):
         Returns:
             `[B]`.
         """
-        if batch.target is None:
-            raise TspruneError("the batch has no target; a loss needs one")
-        self.check_batch(batch)
-        self.check_native(batch.target.shape[1])
+        asked = self.wanted(batch)
         past = self.read(batch.context)
         hidden, scale = self.states(past, self.windows(batch)), past.scale
-        target = right_fill(batch.target, self.native_horizon, float("nan"))
+        target = right_fill(asked, self.native_horizon, float("nan"))
         series = scale.apply(torch.cat([past.observed, target.to(past.observed.dtype)], dim=1))
         counted = past.live.clone() if self.objective == "own" else torch.zeros_like(past.live)
         counted[:, -1] = True
-        counted &= ~torch.isnan(batch.target).all(1, keepdim=True)
+        counted &= ~torch.isnan(asked).all(1, keepdim=True)
         total, heads = torch.zeros_like(series[:, 0]), torch.zeros_like(series[:, 0])
         for head, length in zip(self.network.heads, self.lengths, strict=True):
             wanted = series[:, self.patch : past.observed.shape[1] + length].unfold(-1, length, self.patch)

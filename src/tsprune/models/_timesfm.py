@@ -16,7 +16,7 @@ from tsprune.blocks.positions import causal_mask
 from tsprune.blocks.rowscale import RowScale
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
-from tsprune.models._config import entry
+from tsprune.models._config import entry, positive
 from tsprune.models._forecaster import Capabilities, Forecaster, at_levels, window_index
 from tsprune.models._names import Renames, Rule
 
@@ -142,9 +142,9 @@ class PatchDecoder(Forecaster):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.config = dict(config)
-        self.patch = at_least_one(config, "patch_length")
-        self.context_length = at_least_one(config, "context_length")
-        self.native_horizon = at_least_one(config, "horizon_length")
+        self.patch = positive(config, "patch_length", FAMILY_NAME)
+        self.context_length = positive(config, "context_length", FAMILY_NAME)
+        self.native_horizon = positive(config, "horizon_length", FAMILY_NAME)
         levels: list[Any] = entry(config, "quantiles", list, FAMILY_NAME)
         if not levels or sorted(set(levels)) != levels or not all(0 < level < 1 for level in levels):
             raise TspruneError(f"config.json: quantiles {levels[:5]} must be increasing levels between 0 and 1")
@@ -224,15 +224,12 @@ class PatchDecoder(Forecaster):
         Returns:
             `[B]`.
         """
-        if batch.target is None:
-            raise TspruneError("the batch has no target; a loss needs one")
-        self.check_batch(batch)
-        steps = batch.target.shape[1]
-        self.check_native(steps)
+        wanted = self.wanted(batch)
+        steps = wanted.shape[1]
         entries, _, scale = self(batch.context)
         mean: Tensor = entries[:, 0, :steps]
         quantiles: Tensor = entries[:, 1:, :steps]
-        target: Tensor = scale.apply(batch.target)
+        target: Tensor = scale.apply(wanted)
         counted = ~torch.isnan(target)
         target = target.masked_fill(~counted, 0.0)
         if self.objective == "mse":
@@ -276,11 +273,3 @@ def generation(config: Mapping[str, Any]) -> str:
         return OLDER
     kind = config.get("model_type")
     return str(kind) if kind in (NEWER, OLDER) and not architectures else ""
-
-
-def at_least_one(config: Mapping[str, Any], name: str) -> int:
-    """The entry of that name, which must be at least 1."""
-    found: int = entry(config, name, int, FAMILY_NAME)
-    if found < 1:
-        raise TspruneError(f"config.json: entry {name!r} is {found}, expected 1 or more")
-    return found

@@ -16,9 +16,9 @@ from tsprune.blocks.norms import RMSNorm
 from tsprune.blocks.patching import ResidualPatchEmbedding
 from tsprune.blocks.rowscale import RowScale
 from tsprune.errors import TspruneError
-from tsprune.models._config import entry
+from tsprune.models._config import entry, positive
 from tsprune.models._fresh import fresh_weights
-from tsprune.models._timesfm import FAMILY_NAME, Decoder, DecoderLayer, PatchDecoder, at_least_one
+from tsprune.models._timesfm import FAMILY_NAME, Decoder, DecoderLayer, PatchDecoder
 
 TIMESCALES = "decoder.position_emb.inv_timescales"
 ENOUGH = 3
@@ -65,9 +65,12 @@ class TimesFM2(PatchDecoder):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
-        width, hidden = at_least_one(config, "hidden_size"), at_least_one(config, "intermediate_size")
-        heads, head_width = at_least_one(config, "num_attention_heads"), at_least_one(config, "head_dim")
-        layers = at_least_one(config, "num_hidden_layers")
+        width, hidden = positive(config, "hidden_size", FAMILY_NAME), positive(config, "intermediate_size", FAMILY_NAME)
+        heads, head_width = (
+            positive(config, "num_attention_heads", FAMILY_NAME),
+            positive(config, "head_dim", FAMILY_NAME),
+        )
+        layers = positive(config, "num_hidden_layers", FAMILY_NAME)
         eps = entry(config, "rms_norm_eps", float, FAMILY_NAME, 1e-6)
         dropout = entry(config, "attention_dropout", float, FAMILY_NAME, 0.0)
         frequencies = entry(config, "freq_size", int, FAMILY_NAME, 3)

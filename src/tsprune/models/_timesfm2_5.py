@@ -16,9 +16,9 @@ from tsprune.blocks.patching import ResidualPatchEmbedding
 from tsprune.blocks.positions import rotary_table
 from tsprune.blocks.rowscale import RowScale
 from tsprune.errors import TspruneError
-from tsprune.models._config import entry
+from tsprune.models._config import entry, positive
 from tsprune.models._fresh import fresh_weights
-from tsprune.models._timesfm import FAMILY_NAME, Decoder, DecoderLayer, PatchDecoder, at_least_one
+from tsprune.models._timesfm import FAMILY_NAME, Decoder, DecoderLayer, PatchDecoder
 
 TOLERANCE = 1e-6
 """Deviation on the instance scale below which a patch is not scaled."""
@@ -39,11 +39,11 @@ class TimesFM25(PatchDecoder):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
-        width, hidden = at_least_one(config, "hidden_size"), at_least_one(config, "intermediate_size")
-        heads = at_least_one(config, "num_attention_heads")
+        width, hidden = positive(config, "hidden_size", FAMILY_NAME), positive(config, "intermediate_size", FAMILY_NAME)
+        heads = positive(config, "num_attention_heads", FAMILY_NAME)
         self.head_width: int = entry(config, "head_dim", int, FAMILY_NAME, width // heads)
         kv_heads = entry(config, "num_key_value_heads", int, FAMILY_NAME, heads)
-        layers = at_least_one(config, "num_hidden_layers")
+        layers = positive(config, "num_hidden_layers", FAMILY_NAME)
         eps = entry(config, "rms_norm_eps", float, FAMILY_NAME, 1e-6)
         dropout = entry(config, "attention_dropout", float, FAMILY_NAME, 0.0)
         act = entry(config, "activation", str, FAMILY_NAME, "swish")
@@ -54,7 +54,7 @@ class TimesFM25(PatchDecoder):
         self.flip: bool = entry(config, "force_flip_invariance", bool, FAMILY_NAME, True)
         self.spread_head: bool = entry(config, "use_continuous_quantile_head", bool, FAMILY_NAME, True)
         self.point = min(entry(config, "decode_index", int, FAMILY_NAME, 5), len(self.levels))
-        self.spread_steps = at_least_one(config, "output_quantile_len")
+        self.spread_steps = positive(config, "output_quantile_len", FAMILY_NAME)
 
         def norm() -> RMSNorm:
             return RMSNorm(width, eps)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsprune.blocks.mixerstack import MixerStack, StackShape
+from tsprune.blocks.positions import sinusoids
 from tsprune.errors import TspruneError
 
 
@@ -22,10 +23,7 @@ class Positions(nn.Module):
             return
         if kind != "sincos":
             raise TspruneError(f"config.json: positional_encoding_type is {kind!r}, expected 'sincos' or 'random'")
-        angles = torch.arange(patches)[:, None] / 10000.0 ** (torch.arange(0, width, 2) / width)
-        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
-        table = table - table.mean()
-        self.register_buffer("position_enc", table / (10 * table.std()))
+        self.register_buffer("position_enc", sinusoids(patches, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[W, C, N, D]` in and out."""

@@ -9,7 +9,7 @@ from typing import Any
 from tsprune.blocks.mixerstack import StackShape
 from tsprune.blocks.observed import SCALERS
 from tsprune.errors import TspruneError
-from tsprune.models._config import entry
+from tsprune.models._config import entry, positive
 
 FAMILY = "ttm"
 ARCHITECTURE = "TinyTimeMixerForPrediction"
@@ -126,10 +126,7 @@ class Settings:
         self.unobserved = None if self._config.get("default_scale") is None else self._number("default_scale", 0.0)
 
     def _count(self, name: str, default: int) -> int:
-        found: int = entry(self._config, name, int, FAMILY, default)
-        if not found:
-            raise TspruneError(f"config.json: entry {name!r} is 0, expected 1 or more")
-        return found
+        return positive(self._config, name, FAMILY, default)
 
     def _number(self, name: str, default: float) -> float:
         found: float = entry(self._config, name, float, FAMILY, default)

@@ -162,12 +162,9 @@ class ChronosBolt(Forecaster):
         Returns:
             `[B]`.
         """
-        if batch.target is None:
-            raise TspruneError("the batch has no target; a loss needs one")
-        self.check_batch(batch)
-        self.check_native(batch.target.shape[1])
+        wanted = self.wanted(batch)
         prediction, scale = self(batch.context, mask=mask)
-        target = right_fill(scale.apply(batch.target), self.native_horizon, float("nan"))
+        target = right_fill(scale.apply(wanted), self.native_horizon, float("nan"))
         counted = ~torch.isnan(target)
         levels = torch.tensor(self.levels, device=target.device)
         losses = pinball(prediction, torch.where(counted, target, torch.zeros_like(target)), levels)

@@ -197,13 +197,10 @@ class ChronosT5(Forecaster):
         Returns:
             `[B]`.
         """
-        if batch.target is None:
-            raise TspruneError("the batch has no target; a loss needs one")
-        self.check_batch(batch)
-        self.check_native(batch.target.shape[1])
-        logits, labels = self(batch.context, batch.target)
+        wanted = self.wanted(batch)
+        logits, labels = self(batch.context, wanted)
         # A row without target gives 0: the end alone says nothing.
-        labels = labels.masked_fill(torch.isnan(batch.target).all(-1, keepdim=True), MISSING)
+        labels = labels.masked_fill(torch.isnan(wanted).all(-1, keepdim=True), MISSING)
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=MISSING, reduction="none")
         means: Tensor = losses.view_as(labels).sum(-1) / (labels != MISSING).sum(-1).clamp(min=1)
         return means

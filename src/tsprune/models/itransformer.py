@@ -17,8 +17,9 @@ from tsprune.blocks.patching import fill_gaps
 from tsprune.blocks.rowscale import RowScale
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
-from tsprune.models._config import entry
-from tsprune.models._forecaster import Capabilities, Forecaster, window_index
+from tsprune.models._config import entry, positive
+from tsprune.models._convolutions import as_convolutions, as_maps
+from tsprune.models._forecaster import Capabilities, Forecaster, each_window, window_index
 from tsprune.models._names import Renames
 
 NAME = "itransformer"
@@ -70,13 +71,13 @@ class ITransformer(Forecaster):
         self.config = dict(config)
         if (task := entry(config, "task_name", str, NAME, TASKS[0])) not in TASKS:
             raise TspruneError(f"config.json: task_name is {task!r}, family {NAME} does only {' and '.join(TASKS)}")
-        self.context_length, self.native_horizon = _size(config, "seq_len"), _size(config, "pred_len")
+        self.context_length, self.native_horizon = positive(config, "seq_len", NAME), positive(config, "pred_len", NAME)
         self.levels = (0.5,)
         # Some write it as a number.
         if (norm := config.get("use_norm", True)) not in (0, 1):
             raise TspruneError(f"config.json: use_norm is {norm!r}, expected true or false")
         self.normalises = bool(norm)
-        width, heads = _size(config, "d_model"), _size(config, "n_heads")
+        width, heads = positive(config, "d_model", NAME), positive(config, "n_heads", NAME)
         if heads > width:
             raise TspruneError(f"config.json: n_heads {heads} leave no width to a head, d_model is {width}")
         hidden = entry(config, "d_ff", int, NAME, 0) or 4 * width
@@ -123,18 +124,15 @@ class ITransformer(Forecaster):
 
     def network_windows(self, batch: Batch) -> Tensor:
         """One sequence of series for each window."""
-        return torch.arange(int(window_index(batch).max()) + 1, device=batch.context.device)
+        return each_window(batch)
 
     def tensors_from_public(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Convolutions of width 1 are linear maps."""
-        wide = {n for n, tensor in tensors.items() if _convolution(n) and tensor.ndim == 3 and tensor.shape[-1] == 1}
-        flat = {name: tensor.squeeze(-1) if name in wide else tensor for name, tensor in tensors.items()}
-        return super().tensors_from_public(flat)
+        return super().tensors_from_public(as_maps(tensors))
 
     def tensors_to_public(self) -> dict[str, Tensor]:
         """Our tensors under the names that the checkpoint files carry, the feed-forward maps as convolutions."""
-        tensors = super().tensors_to_public()
-        return {name: t.unsqueeze(-1) if _convolution(name) else t for name, t in tensors.items()}
+        return as_convolutions(super().tensors_to_public())
 
     def forward(self, values: Tensor, *, marks: Tensor | None = None, present: Tensor | None = None) -> Tensor:
         """Forecasts of all series of every window.
@@ -188,17 +186,14 @@ class ITransformer(Forecaster):
         Returns:
             `[B]`.
         """
-        if batch.target is None:
-            raise TspruneError("the batch has no target; a loss needs one")
-        self.check_batch(batch)
-        steps = batch.target.shape[1]
-        self.check_native(steps)
+        wanted = self.wanted(batch)
+        steps = wanted.shape[1]
         context = self._rows(batch.context)
         forecasts = self._forecasts(context, Groups.of(window_index(batch)))
         wide = context.to(forecasts.dtype)
         scale = RowScale.of(wide, ~torch.isnan(wide)).scale
-        counted = ~torch.isnan(batch.target)
-        errors = (forecasts[:, :steps] - batch.target.to(forecasts.dtype)) / scale
+        counted = ~torch.isnan(wanted)
+        errors = (forecasts[:, :steps] - wanted.to(forecasts.dtype)) / scale
         squares: Tensor = errors.masked_fill(~counted, 0.0).square().sum(-1) / counted.sum(-1).clamp(min=1)
         return squares
 
@@ -211,17 +206,6 @@ class ITransformer(Forecaster):
             blocks.append(self._forecasts(context, groups))
             context = torch.cat([context, blocks[-1].to(context.dtype)], dim=-1)[:, -self.context_length :]
         return torch.cat(blocks, dim=-1)[:, None, :steps]
-
-
-def _convolution(name: str) -> bool:
-    return name.endswith((".conv1.weight", ".conv2.weight"))
-
-
-def _size(config: Mapping[str, Any], name: str) -> int:
-    found: int = entry(config, name, int, NAME)
-    if found < 1:
-        raise TspruneError(f"config.json: entry {name!r} is {found}, expected 1 or more")
-    return found
 
 
 FAMILY = ITransformer

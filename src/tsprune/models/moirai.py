@@ -27,8 +27,8 @@ from tsprune.models._packedencoder import PackedEncoder, check_tokens, hidden_wi
 from tsprune.models._packedforecaster import LICENCE, NOTE, PackedForecaster, mixture_losses, row_means
 from tsprune.models._packedwindows import PackedWindows, all_rows, by_paths, pack_windows, zero_fill
 from tsprune.models._packing import Packed
+from tsprune.models._rollout import DECILES
 
-LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CONTEXT = 2048
 USUAL_PATCH = 32
 AUTO = "auto"
@@ -65,7 +65,7 @@ class Moirai(PackedForecaster):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.config, self.levels = dict(config), LEVELS
+        self.config, self.levels = dict(config), DECILES
         width = entry(config, "d_model", int, self.family)
         self.sizes = positive_sizes(config, "patch_sizes", self.family)
         self.scaling = entry(config, "scaling", bool, self.family, True)

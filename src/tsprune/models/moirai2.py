@@ -23,10 +23,9 @@ from tsprune.models._packedencoder import PackedEncoder, check_tokens, swiglu
 from tsprune.models._packedforecaster import LICENCE, NOTE, PackedForecaster, row_means
 from tsprune.models._packedwindows import PackedWindows, all_rows, causal_mean_fill, pack_windows
 from tsprune.models._packing import Packed
-from tsprune.models._rollout import empirical_quantiles
+from tsprune.models._rollout import DECILES, empirical_quantiles
 
 CONTEXT = 2048
-LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class Moirai2(PackedForecaster):
@@ -228,7 +227,7 @@ def next_patch_losses(
 
 def _levels(config: Mapping[str, Any]) -> tuple[float, ...]:
     found = config.get("quantile_levels")
-    levels = list(LEVELS if found is None else found) if isinstance(found, list | tuple | None) else []
+    levels = list(DECILES if found is None else found) if isinstance(found, list | tuple | None) else []
     numbers = all(isinstance(level, float) and 0 < level < 1 for level in levels)
     if not levels or not numbers or sorted(set(levels)) != levels:
         raise TspruneError(f"config.json: quantile_levels {found!r} must be increasing levels between 0 and 1")

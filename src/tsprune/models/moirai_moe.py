@@ -26,8 +26,8 @@ from tsprune.models._packedencoder import PackedEncoder, check_tokens, positive_
 from tsprune.models._packedforecaster import LICENCE, NOTE, PackedForecaster, mixture_losses, row_means
 from tsprune.models._packedwindows import PackedWindows, all_rows, by_paths, causal_mean_fill, pack_windows
 from tsprune.models._packing import Packed
+from tsprune.models._rollout import DECILES
 
-LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CONTEXT = 2048
 USUAL_PATCH = 16
 PUBLIC_CENTRES = "encoder.centroid"
@@ -65,7 +65,7 @@ class MoiraiMoE(PackedForecaster):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.config, self.levels = dict(config), LEVELS
+        self.config, self.levels = dict(config), DECILES
         width = entry(config, "d_model", int, self.family)
         hidden = entry(config, "d_ff", int, self.family)
         experts = entry(config, "num_experts", int, self.family, 32)

@@ -19,14 +19,14 @@ from tsprune.blocks.patching import fill_gaps
 from tsprune.blocks.rowscale import RowScale
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
-from tsprune.models._config import entry
+from tsprune.models._config import entry, positive
 from tsprune.models._forecaster import Capabilities, Checkpoint, Forecaster
 from tsprune.models._fresh import fresh_weights
 from tsprune.models._names import Renames
 from tsprune.models._patchtst_network import DISTRIBUTIONS, POOLS, Encoder, EncoderLayer, Head, Positions
+from tsprune.models._rollout import DECILES
 
 NAME = "patchtst"
-DECILES = tuple(round(0.1 * number, 1) for number in range(1, 10))
 LAYER = "model.encoder.layers.*"
 
 
@@ -66,8 +66,11 @@ class PatchTST(Forecaster):
         super().__init__()
         self.config = dict(config)
         _refuse(config)
-        self.patch, self.stride = _size(config, "patch_length"), _size(config, "patch_stride")
-        self.context_length, self.native_horizon = _size(config, "context_length"), _size(config, "prediction_length")
+        self.patch, self.stride = positive(config, "patch_length", NAME), positive(config, "patch_stride", NAME)
+        self.context_length, self.native_horizon = (
+            positive(config, "context_length", NAME),
+            positive(config, "prediction_length", NAME),
+        )
         if self.context_length <= self.patch:
             raise TspruneError(
                 f"config.json: context_length {self.context_length} must be greater than patch_length {self.patch}"
@@ -75,13 +78,13 @@ class PatchTST(Forecaster):
         self.scaler = _scaler(config)
         self.floor: float | None = entry(config, "minimum_scale", float, NAME, None)
         self.unobserved: float | None = entry(config, "default_scale", float, NAME, None)
-        width, tokens = _size(config, "d_model"), (self.context_length - self.patch) // self.stride + 1
+        width, tokens = positive(config, "d_model", NAME), (self.context_length - self.patch) // self.stride + 1
         self.token: bool = entry(config, "use_cls_token", bool, NAME, False)
         positions = Positions(
             tokens, width, learned=_learned(config, width), token=self.token,
             dropout=entry(config, "positional_dropout", float, NAME, 0.0),
         )  # fmt: skip
-        layers = [_layer(config, width) for _ in range(_size(config, "num_hidden_layers"))]
+        layers = [_layer(config, width) for _ in range(positive(config, "num_hidden_layers", NAME))]
         self.model = nn.ModuleDict({"encoder": Encoder(self.patch, width, positions, layers)})
         self.distribution_name = "" if config.get("loss", "mse") == "mse" else _distribution(config)
         self.levels = DECILES if self.distribution_name else (0.5,)
@@ -164,14 +167,11 @@ class PatchTST(Forecaster):
         Returns:
             `[B]`.
         """
-        if batch.target is None:
-            raise TspruneError("the batch has no target; a loss needs one")
-        self.check_batch(batch)
-        steps = batch.target.shape[1]
-        self.check_native(steps)
+        wanted = self.wanted(batch)
+        steps = wanted.shape[1]
         out, scale, own = self(batch.context)
         location, factor = own.apply(scale.location), scale.scale / own.scale
-        target: Tensor = own.apply(batch.target)
+        target: Tensor = own.apply(wanted)
         counted = ~torch.isnan(target)
         target = target.masked_fill(~counted, 0.0)
         if self.distribution_name and self.objective == "own":
@@ -212,13 +212,6 @@ def _refuse(config: Mapping[str, Any]) -> None:
             raise TspruneError(f"config.json: {name} {not wanted} is not supported by family {NAME}: {why}")
 
 
-def _size(config: Mapping[str, Any], name: str) -> int:
-    found: int = entry(config, name, int, NAME)
-    if found < 1:
-        raise TspruneError(f"config.json: entry {name!r} is {found}, expected 1 or more")
-    return found
-
-
 def _one_of(config: Mapping[str, Any], name: str, known: tuple[str, ...], default: str) -> str:
     found: str = entry(config, name, str, NAME, default)
     if found not in known:
@@ -251,7 +244,7 @@ def _distribution(config: Mapping[str, Any]) -> str:
 
 
 def _layer(config: Mapping[str, Any], width: int) -> EncoderLayer:
-    heads = _size(config, "num_attention_heads")
+    heads = positive(config, "num_attention_heads", NAME)
     if width % heads:
         raise TspruneError(f"config.json: d_model {width} is not a multiple of num_attention_heads {heads}")
     eps = entry(config, "norm_eps", float, NAME, 1e-5)
@@ -262,7 +255,7 @@ def _layer(config: Mapping[str, Any], width: int) -> EncoderLayer:
         width, heads, width // heads, bias=True, dropout=entry(config, "attention_dropout", float, NAME, 0.0)
     )
     feed = FeedForward(
-        width, _size(config, "ffn_dim"), act=entry(config, "activation_function", str, NAME, "gelu"),
+        width, positive(config, "ffn_dim", NAME), act=entry(config, "activation_function", str, NAME, "gelu"),
         bias=entry(config, "bias", bool, NAME, True), dropout=entry(config, "ff_dropout", float, NAME, 0.0),
     )  # fmt: skip
 

@@ -202,12 +202,9 @@ class TimeMoe(Forecaster):
         Returns:
             `[B]`.
         """
-        if batch.target is None:
-            raise TspruneError("the batch has no target; a loss needs one")
-        self.check_batch(batch)
-        self.check_native(batch.target.shape[1])
+        wanted = self.wanted(batch)
         past = self.read(batch.context)
-        target = past.scale.apply(batch.target)
+        target = past.scale.apply(wanted)
         labels = torch.cat([past.known, target], dim=1)[:, 1:]
         ahead = labels.shape[1] - past.values.shape[1]
         values = torch.cat([past.values, _carried(past.values[:, -1:], target)[:, :ahead]], dim=1)
@@ -227,7 +224,7 @@ class TimeMoe(Forecaster):
         losses = total / heads.clamp(min=1)
         if self.training and self.balance and found:
             losses = losses + self.balance * balance_loss(found, self.model.experts, shown)
-        return torch.where(torch.isnan(batch.target).all(1), torch.zeros_like(losses), losses)
+        return torch.where(torch.isnan(wanted).all(1), torch.zeros_like(losses), losses)
 
     def predict(self, batch: Batch, steps: int) -> Tensor:
         """Forecasts `[B, 1, steps]`, a head's horizon at a time."""

@@ -16,7 +16,8 @@ from tsprune.blocks.positions import rotary_table
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry
-from tsprune.models._forecaster import Capabilities, Checkpoint, window_index
+from tsprune.models._convolutions import as_convolutions, as_maps
+from tsprune.models._forecaster import Capabilities, Checkpoint, each_window
 from tsprune.models._fresh import fresh_weights
 from tsprune.models._names import Renames
 from tsprune.models._timer import DecoderLayer, Network, TokenDecoder
@@ -133,18 +134,15 @@ class TimerXL(Timer):
 
     def network_windows(self, batch: Batch) -> Tensor:
         """One sequence for each window."""
-        return torch.arange(int(window_index(batch).max()) + 1, device=batch.context.device)
+        return each_window(batch)
 
     def tensors_from_public(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Convolutions of width 1 are linear maps."""
-        wide = {n for n, tensor in tensors.items() if _convolution(n) and tensor.ndim == 3 and tensor.shape[-1] == 1}
-        flat = {name: tensor.squeeze(-1) if name in wide else tensor for name, tensor in tensors.items()}
-        return super().tensors_from_public(flat)
+        return super().tensors_from_public(as_maps(tensors))
 
     def tensors_to_public(self) -> dict[str, Tensor]:
         """Our tensors under the names that the checkpoint files carry, the feed-forward maps as convolutions."""
-        tensors = super().tensors_to_public()
-        return {name: t.unsqueeze(-1) if _convolution(name) else t for name, t in tensors.items()}
+        return as_convolutions(super().tensors_to_public())
 
 
 class Timer84M(Timer):
@@ -237,10 +235,6 @@ def _heads(config: Mapping[str, Any], width_name: str, heads_name: str, multiple
             f"{multiple}, for rotary positions"
         )
     return heads, width // heads
-
-
-def _convolution(name: str) -> bool:
-    return name.endswith((".conv1.weight", ".conv2.weight"))
 
 
 FAMILY = Timer

@@ -135,15 +135,12 @@ class Toto(Forecaster):
         Returns:
             `[B]`.
         """
-        if batch.target is None:
-            raise TspruneError("the batch has no target; a loss needs one")
-        self.check_batch(batch)
-        self.check_native(batch.target.shape[1])
+        wanted = self.wanted(batch)
         context = self._context(batch)
         outlook: Outlook = self(context, groups=_groups(batch))
-        labels = torch.cat([context[:, self.patch :], right_fill(batch.target, self.patch, float("nan"))], dim=-1)
+        labels = torch.cat([context[:, self.patch :], right_fill(wanted, self.patch, float("nan"))], dim=-1)
         labels = labels.view(len(labels), -1, self.patch)
-        counted = ~torch.isnan(labels) & (~torch.isnan(batch.target)).any(-1)[:, None, None]
+        counted = ~torch.isnan(labels) & (~torch.isnan(wanted)).any(-1)[:, None, None]
         if (seen := seen_patches(context.view(labels.shape))) is not None:
             counted &= seen[..., None]
         return outlook.losses(labels, counted).sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)

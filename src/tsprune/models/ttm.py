@@ -15,7 +15,7 @@ from tsprune.blocks.rowscale import RowScale
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry
-from tsprune.models._forecaster import Capabilities, Checkpoint, Forecaster, window_index
+from tsprune.models._forecaster import Capabilities, Checkpoint, Forecaster, each_window, window_index
 from tsprune.models._fresh import fresh_weights
 from tsprune.models._names import Renames
 from tsprune.models._ttm_network import Decoder, Encoder, Head
@@ -173,15 +173,12 @@ class TTM(Forecaster):
         Returns:
             `[B]`.
         """
-        if batch.target is None:
-            raise TspruneError("the batch has no target; a loss needs one")
-        self.check_batch(batch)
-        self.check_native(batch.target.shape[1])
+        wanted = self.wanted(batch)
         order = self._windows(batch)
         context = batch.context[order][..., -self.context_length :]
         prediction, scale = self(context)
         units = scale.scale / RowScale.of(context.to(scale.scale.dtype), ~torch.isnan(context)).scale
-        target = scale.apply(batch.target[order])
+        target = scale.apply(wanted[order])
         counted = ~torch.isnan(target)
         target = torch.where(counted, target, 0.0)
         losses = self.step_losses(prediction[..., : target.shape[-1]] * units, target * units) * counted
@@ -215,8 +212,7 @@ class TTM(Forecaster):
 
     def network_windows(self, batch: Batch) -> Tensor:
         """One window for each of the network's rows where series are mixed; else the rows of the batch."""
-        index = window_index(batch)
-        return index if self.settings.series == 1 else torch.arange(int(index.max()) + 1, device=index.device)
+        return window_index(batch) if self.settings.series == 1 else each_window(batch)
 
     def _windows(self, batch: Batch) -> Tensor:
         """Rows of the batch by window and series, `[W, C]`; without mixing every row is a window."""
