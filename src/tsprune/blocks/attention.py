@@ -25,6 +25,10 @@ Watch = Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
 `[B, 1, T or 1, S]` or None for all. Where every row attends to itself alone, T = S = 1 and B counts tokens."""
 
 
+LONG = 40_000
+"""Queries times keys from which on CPUs the fused kernel is faster in half precision too, backward pass included."""
+
+
 class Attention(Block):
     """Dot-product attention: self or cross, scaled or not, with rotary positions or a relative bias table.
 
@@ -199,9 +203,10 @@ class Attention(Block):
         return rotate(x, table, self.shape.neighbours)
 
     def _plain(self, query: Tensor, value: Tensor) -> bool:
-        """Whether attention runs in separate steps: watched, without widths, or half precision on a CPU."""
-        half = query.dtype not in (torch.float32, torch.float64) and query.device.type == "cpu"
-        return half or self.watch is not None or not query.shape[-1] or not value.shape[-1]
+        """Whether attention runs in separate steps: watched, without widths, or short in half precision on a CPU."""
+        cpu = query.device.type == "cpu"
+        half = cpu and (query.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"))
+        return (half and query.shape[-2] * value.shape[-2] < LONG) or self.watch is not None or not query.shape[-1] or not value.shape[-1]
 
     def _attend(
         self,
@@ -240,7 +245,7 @@ class Attention(Block):
     def _attend_plainly(
         self, query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, dropout: float, live: Tensor | None
     ) -> Tensor:
-        """The same in separate steps: the fused kernel's half-precision backward is much slower on CPUs."""
+        """The same in separate steps: on CPUs the fused kernel's half-precision backward is much slower on short rows."""
         logits = query @ key.transpose(-1, -2)
         if self.scale != 1.0:
             logits = logits * self.scale
