@@ -47,7 +47,7 @@ def main() -> None:
     found = []
     for seed in given.seeds:
         for name in given.sets:
-            results = one(given, name, seed, runs / f"{name}-{seed}")
+            results = one(given, name, seed, runs / f"{name}-{seed}", FinetuneSettings())
             found.append({"set": name, **results})
             print(f"\n{name}, seed {seed}\n{results_text(results, 100)}\n{results['verdict']}\n", flush=True)
             told = {"model": given.label or given.model, "horizon": given.horizon, "head_steps": given.head_steps}
@@ -55,7 +55,7 @@ def main() -> None:
     print(summary(found))
 
 
-def one(given: argparse.Namespace, name: str, seed: int, out: Path) -> dict:
+def one(given: argparse.Namespace, name: str, seed: int, out: Path, tuning: FinetuneSettings) -> dict:
     data = SETS[name]
     task = TaskSettings(
         data=str(given.folder / data.file), model=given.model, horizon=given.horizon, split=data.split, seed=seed,
@@ -63,7 +63,7 @@ def one(given: argparse.Namespace, name: str, seed: int, out: Path) -> dict:
     )  # fmt: skip
     ready = prepare(task, ReadOptions(season=data.season, grid=data.grid))  # type: ignore[arg-type]
     head = PruneSettings(adapt_steps=given.head_steps, adapt_rate=1e-3, adapt_tuning="head")
-    run = Specialization(ready, out, head if given.head_steps else PruneSettings(), FinetuneSettings(), Progress())
+    run = Specialization(ready, out, head if given.head_steps else PruneSettings(), tuning, Progress())
     results = json.dumps(dict(run.run().results))
     # Where the model lies on this machine says nothing to anybody else.
     named: dict = json.loads(results.replace(given.model, given.label)) if given.label else json.loads(results)

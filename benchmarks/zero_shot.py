@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from long_horizon import SETS, folder_argument, require
@@ -34,41 +35,53 @@ def main() -> None:
     given = parser.parse_args()
     require(given.folder, list(SETS))
     rows = {}
-    for name, data in SETS.items():
-        task = TaskSettings(
-            data=str(given.folder / data.file), model=given.model, horizon=given.horizon, split=data.split,
-            test_windows=given.windows,
-        )  # fmt: skip
-        ready = prepare(task, ReadOptions(season=data.season, grid=data.grid))  # type: ignore[arg-type]
-        windows, stride = ready.test
-        model = measure(ready.model, windows, ready.split).metrics
-        naive = measure(SeasonalNaive(ready.panel.season()), windows, ready.split).metrics
-        rows[name] = {"windows": len(windows), "stride": stride, "model": dict(model), "seasonal_naive": dict(naive)}
-        rows[name]["ratio"] = {key: model[key] / naive[key] for key in ("mse", "mae")}
-        print(
-            f"{name:<21} MSE {model['mse']:.3f} / {naive['mse']:.3f} = {rows[name]['ratio']['mse']:.3f}   "
-            f"MAE {model['mae']:.3f} / {naive['mae']:.3f} = {rows[name]['ratio']['mae']:.3f}   {len(windows)} windows",
-            flush=True,
-        )
-    summary = {
-        "geometric_mean_mse_ratio": math.exp(sum(math.log(r["ratio"]["mse"]) for r in rows.values()) / len(rows)),
-        "geometric_mean_mae_ratio": math.exp(sum(math.log(r["ratio"]["mae"]) for r in rows.values()) / len(rows)),
-        "wins_mse": sum(r["ratio"]["mse"] < 1 for r in rows.values()),
-        "wins_mae": sum(r["ratio"]["mae"] < 1 for r in rows.values()),
-    }
-    print(summary)
+    for name in SETS:
+        rows[name] = one(given.folder, name, given.model, given.horizon, given.windows)
+        print(line(name, rows[name]), flush=True)
+    facts = {name: rows["ETTh1"][name] for name in ("fingerprint", "context")}
+    machine = machine_line(threads=torch.get_num_threads())
+    print(summary(rows))
     write_json(
         given.out,
-        {
-            "model": given.model,
-            "fingerprint": fingerprint(ready.model),
-            "horizon": given.horizon,
-            "context": ready.split.context,
-            "machine": machine_line(threads=torch.get_num_threads()),
-            "sets": rows,
-            **summary,
-        },
+        {"model": given.model, "horizon": given.horizon, **facts, "machine": machine, "sets": rows, **summary(rows)},
     )
+
+
+def one(folder: Path, name: str, model: str, horizon: int, most: int) -> dict[str, Any]:
+    """Errors of a model and of seasonal naive on one set, and their ratios."""
+    data = SETS[name]
+    task = TaskSettings(
+        data=str(folder / data.file), model=model, horizon=horizon, split=data.split, test_windows=most
+    )  # fmt: skip
+    ready = prepare(task, ReadOptions(season=data.season, grid=data.grid))  # type: ignore[arg-type]
+    windows, stride = ready.test
+    own = measure(ready.model, windows, ready.split).metrics
+    naive = measure(SeasonalNaive(ready.panel.season()), windows, ready.split).metrics
+    return {
+        "windows": len(windows),
+        "stride": stride,
+        "context": ready.split.context,
+        "fingerprint": fingerprint(ready.model),
+        "model": dict(own),
+        "seasonal_naive": dict(naive),
+        "ratio": {key: own[key] / naive[key] for key in ("mse", "mae")},  # type: ignore[literal-required]
+    }
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    own, naive, ratio = row["model"], row["seasonal_naive"], row["ratio"]
+    shown = [f"{key.upper()} {own[key]:.3f} / {naive[key]:.3f} = {ratio[key]:.3f}" for key in ("mse", "mae")]
+    return f"{name:<21} {'   '.join(shown)}   {row['windows']} windows"
+
+
+def summary(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Geometric means of the ratios over the sets, and on how many the model is better."""
+    found: dict[str, float] = {}
+    for key in ("mse", "mae"):
+        ratios = [row["ratio"][key] for row in rows.values()]
+        found[f"geometric_mean_{key}_ratio"] = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        found[f"wins_{key}"] = sum(ratio < 1 for ratio in ratios)
+    return found
 
 
 if __name__ == "__main__":

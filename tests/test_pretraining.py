@@ -287,3 +287,26 @@ def test_windows_that_nobody_could_forecast_do_not_rule_a_step() -> None:
     assert without_outliers(losses).tolist() == [1.0, 2.0, 3.0, 2.5]
     assert without_outliers(losses[:4]).tolist() == [1.0, 2.0, 3.0, 2.5]
     assert without_outliers(torch.full((3,), 2.0)).tolist() == [2.0, 2.0, 2.0]
+
+
+def test_steps_whose_windows_are_all_unfit_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unfit(values: Any, context: int, horizon: int, farthest: float) -> tuple[torch.Tensor, ...]:
+        past, target, _ = window_batch(values, context, horizon, farthest)
+        return past, target, torch.zeros(len(past), dtype=torch.bool)
+
+    model = tiny.tiny_model("chronos_bolt")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    monkeypatch.setattr("tsprune.pretraining.window_batch", unfit)
+    training = Pretraining(model, tmp_path, replace(SHORT, steps=50, checkpoint_every=50), None)
+    training.run(lambda step, loss: None)
+    assert training.step == 50
+    assert all(torch.equal(value, before[name]) for name, value in training.model.state_dict().items())
+    assert json.loads((tmp_path / "log.jsonl").read_text())["loss"] is None
+
+
+def test_contexts_are_long_enough_to_learn_from_where_a_value_is_a_token(tmp_path: Path) -> None:
+    model = tiny.tiny_model("time_moe")
+    training = Pretraining(model, tmp_path, replace(SHORT, batch=2), None)
+    lengths = {training.draw(step).context.shape[1] for step in range(60)}
+    assert len(lengths) > 2
+    assert min(lengths) >= 16

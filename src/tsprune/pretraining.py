@@ -33,6 +33,8 @@ from tsprune.training_state import load_training, save_training, write_tensors
 
 Array = NDArray[np.float32]
 LARGEST_GROUP = 8
+FEWEST = 8
+"""Observed values without which a context teaches nothing."""
 
 
 def window_batch(values: Array, context: int, horizon: int, farthest: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,7 +55,7 @@ def window_batch(values: Array, context: int, horizon: int, farthest: float) -> 
     mean = past.nanmean(-1, keepdim=True)
     spread = (past - mean).square().nanmean(-1, keepdim=True).sqrt()
     size = torch.nan_to_num(past.abs(), nan=0.0).amax(-1)
-    enough = (~past.isnan()).sum(-1) >= 8
+    enough = (~past.isnan()).sum(-1) >= FEWEST
     usable = (spread[:, 0] > 1e-4 * size.clamp(min=1e-8)) & torch.isfinite(spread[:, 0]) & enough
     near = (target - mean).abs() <= farthest * spread
     return past, torch.where(near, target, torch.full_like(target, torch.nan)), usable
@@ -122,15 +124,20 @@ class Pretraining:
             losses.append(self.one_step())
             if self.step % 50 == 0:
                 self.seconds = time.monotonic() - started
-                report(self.step, float(np.mean(losses[-50:])))
-                self._log(float(np.mean(losses[-50:])))
+                recent = [loss for loss in losses[-50:] if not math.isnan(loss)]
+                mean = float(np.mean(recent)) if recent else math.nan
+                report(self.step, mean)
+                self._log(mean)
             if self.step % settings.checkpoint_every == 0 or self.step == settings.steps:
                 self.save()
         return self.write_model()
 
     def one_step(self) -> float:
-        """One optimiser step; the loss is the mean over the batch's windows."""
+        """One optimiser step; the loss is the mean over the batch's windows, NaN where none is fit for training."""
         batch = self.draw(self.step).to(self.settings.device)
+        if not batch.rows:
+            self.step += 1
+            return math.nan
         rate = self._rate(self.step)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -163,7 +170,7 @@ class Pretraining:
             horizon = min(horizon, count * self.model.output_patch)
         context = self.model.context_length
         if rng.random() < 0.15:
-            context = int(rng.integers(min(2 * patch, context), context + 1))
+            context = int(rng.integers(min(max(2 * patch, 2 * FEWEST), context), context + 1))
         start = self.source.context - context
         single = self.model.window_rows == 1
         if not self.model.capabilities.multivariate or (single and rng.random() >= settings.groups):
@@ -225,7 +232,7 @@ class Pretraining:
     def _log(self, loss: float) -> None:
         line = {
             "step": self.step,
-            "loss": round(loss, 5),
+            "loss": None if math.isnan(loss) else round(loss, 5),
             "rate": self._rate(self.step),
             "seconds": round(self.seconds, 1),
         }
