@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsprune.errors import TspruneError
-from tsprune.evaluation.metrics import DECILES, Accumulator, Metrics, naive_error
+from tsprune.evaluation.metrics import DECILES, MEASURES, Accumulator, Metrics, RowErrors, naive_error
 
 
 @dataclass
@@ -177,3 +177,51 @@ def test_train_part_too_short_or_empty_has_no_naive_error(train):
 def test_season_of_zero_is_refused():
     with pytest.raises(TspruneError, match="season is 0"):
         naive_error([1.0, 2.0], 0)
+
+
+@given(cases())
+@settings(max_examples=30, deadline=None)
+def test_smape_equals_the_m4_definition(case):
+    accumulator = Accumulator()
+    accumulator.add(*case.part(slice(None)))
+    means = []
+    for row, truth in enumerate(case.truth.astype(float)):
+        terms = []
+        for step in np.flatnonzero(~np.isnan(truth)):
+            y = case.original[row, step]
+            f = y + (case.quantiles[row, 4, step].astype(float) - truth[step]) * case.scale[row]
+            terms.append(200 * abs(y - f) / (abs(y) + abs(f)))
+        if terms:
+            means.append(np.mean(terms))
+    assert accumulator.rows().value("smape") == (pytest.approx(np.mean(means), rel=1e-6) if means else None)
+
+
+def test_smape_of_0_forecast_as_0_is_0_and_of_0_forecast_as_anything_else_200():
+    accumulator = Accumulator()
+    # A mean of 6 and a scale of 3: 0 is -2 on the z-scored scale, met but for rounding, then missed.
+    truth, original = np.array([[-2.0, -2.0]]), np.array([[0.0, 0.0]])
+    quantiles = np.full((1, 9, 2), -2.0)
+    quantiles[..., 0] *= 1 - 2e-7
+    quantiles[..., 1] += 1e-3
+    accumulator.add(truth, quantiles, original, np.array([3.0]), np.array([1.0]))
+    assert accumulator.rows().value("smape") == pytest.approx(100)
+
+
+def test_each_measure_is_a_ratio_of_sums_of_its_terms_and_rows_can_be_joined():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(9, 4))
+    truth[0], truth[3, 1] = np.nan, np.nan
+    case = Case(truth, rng.normal(size=(9, 9, 4)), truth + 5, np.ones(9), np.r_[0.0, np.ones(8)])
+    rows = []
+    for part in (slice(0, 4), slice(4, 9)):
+        accumulator = Accumulator()
+        accumulator.add(*case.part(part))
+        rows.append(accumulator.rows())
+    joined = RowErrors.joined(rows)
+    assert joined.metrics() == measure(case)
+    for name in MEASURES:
+        terms = joined.terms(name)
+        assert joined.value(name) == pytest.approx(terms.numerator.sum() / terms.denominator.sum(), rel=1e-12)
+    assert {name: joined.value(name) for name in measure(case)} == measure(case)
+    with pytest.raises(TspruneError, match="'crps' is not known"):
+        joined.value("crps")

@@ -165,7 +165,7 @@ def test_finished_run_started_again_takes_everything_from_its_stages(
     copied: Path, short: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = stages(copied / "whole")
-    for name in ("adapt_to", "prune_by_rounds", "finetune_to", "one_shot", "measure", "open_test"):
+    for name in ("adapt_to", "prune_by_rounds", "finetune_to", "one_shot", "measured", "open_test"):
         monkeypatch.setattr(tsprune.specializing, name, _refuse)
     assert called(command("whole", SMALL), capsys)[0] == 0
     assert stages(copied / "whole") == before

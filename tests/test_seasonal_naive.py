@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
-from tsprune.evaluation.baselines import baseline, names
+from tsprune.evaluation.baselines import check, names
 from tsprune.evaluation.baselines.seasonal_naive import SeasonalNaive
 
 NAN = math.nan
@@ -131,11 +131,11 @@ def test_impossible_request_is_refused(season, horizon, levels):
         SeasonalNaive(season).forecast(Batch(context=torch.ones(1, 2)), horizon, levels)
 
 
-def test_registry_lists_the_folder_and_makes_a_baseline_by_name():
+def test_registry_lists_the_folder():
     assert "seasonal_naive" in names()
-    assert baseline("seasonal_naive", 24) == SeasonalNaive(24)
+    check(["seasonal_naive", "seasonal-naive"])
 
 
 def test_unknown_baseline_lists_the_known():
-    with pytest.raises(TspruneError, match="there are: .*seasonal_naive"):
-        baseline("prophet", 1)
+    with pytest.raises(TspruneError, match="'prophet' is not among the baselines; known: .*seasonal_naive"):
+        check(["prophet"])

@@ -310,7 +310,7 @@ def test_the_mini_config_is_small_and_reads_a_week_of_hours() -> None:
     path = Path(tsprune.__file__).parent / "bundled" / "configs" / "time_moe-mini.json"
     model = TimeMoe.from_config(json.loads(path.read_text()))
     assert model.parameter_count() < 4.5e6
-    assert (model.context_length, model.native_horizon) == (224, 64)
+    assert (model.context_length, model.native_horizon) == (288, 64)
 
 
 def test_a_config_with_one_horizon_as_a_number_is_understood() -> None:

@@ -14,10 +14,18 @@ from tsprune.flags import Chosen
 from tsprune.forecastcommand import PredictSettings, run_predict
 from tsprune.modelcommands import ConvertSettings, ModelsSettings, run_convert, run_models
 from tsprune.progress import Bar, Progress
-from tsprune.settings import FinetuneSettings, PretrainSettings, PruneSettings, TaskSettings, option
+from tsprune.settings import (
+    BaselineSettings,
+    FinetuneSettings,
+    PretrainSettings,
+    PruneSettings,
+    TaskSettings,
+    option,
+)
 from tsprune.several import alone, shared
 
 if TYPE_CHECKING:
+    from tsprune.evaluation.evaluate import Predictor
     from tsprune.plan import Plan
     from tsprune.preparing import Prepared
 
@@ -101,9 +109,20 @@ def _prepared(chosen: Chosen, progress: Progress, *parts: str) -> Prepared:
     return ready
 
 
+def _baselines(chosen: Chosen) -> tuple[str, ...]:
+    """The baselines that were named; one whose library is missing is refused before any work."""
+    from tsprune.evaluation.baselines import check
+
+    found = chosen.make(BaselineSettings).baselines
+    check(found)
+    return found
+
+
 def run_specialize(chosen: Chosen, quiet: bool) -> None:
     """Prune and fine-tune a model on your series, compare it with the alternatives, and report."""
     from tsprune.budget import fit_minutes
+    from tsprune.evaluation.baselines import names
+    from tsprune.report.words import human
     from tsprune.specializing import Specialization
     from tsprune.stages import Run
     from tsprune.stagework import check_place, check_pruning
@@ -114,6 +133,7 @@ def run_specialize(chosen: Chosen, quiet: bool) -> None:
     if place.minutes < 0:
         raise TspruneError(f"--minutes {place.minutes} must not be negative")
     tuning, pruning = chosen.make(FinetuneSettings), chosen.make(PruneSettings)
+    baselines = _baselines(chosen)
     check_pruning(pruning)
     check_tuning(tuning)
     out = Path(place.out)
@@ -123,10 +143,11 @@ def run_specialize(chosen: Chosen, quiet: bool) -> None:
     check_tuning(tuning, ready.model)
     if place.minutes:
         tuning = fit_minutes(place.minutes, ready, pruning, tuning, Run(out), progress)
-    done = Specialization(ready, out, pruning, tuning, progress).run()
+    done = Specialization(ready, out, pruning, tuning, progress, baselines).run()
     show_results(dict(done.results))
     print(f"report: {out / 'report.html'}")
-    what = "model:  " if done.results["chosen"] != "seasonal_naive" else "best network, behind seasonal naive: "
+    best = done.results["chosen"]
+    what = f"best network, behind {human(best)}: " if best in names() else "model:  "
     print(f"{what}{out / 'model'}   (forecast with: tsprune predict {out / 'model'} --data YOUR.csv{_flags(ready)})")
 
 
@@ -256,9 +277,9 @@ def _advance(bar: Bar, done: int, total: int) -> None:
 
 
 def run_evaluate(chosen: Chosen, quiet: bool) -> None:
-    """Score a model beside seasonal naive on the test or validation part of your series."""
-    from tsprune.evaluation.baselines.seasonal_naive import SeasonalNaive
+    """Score a model beside baselines on the test or validation part of your series."""
     from tsprune.evaluation.evaluate import measure
+    from tsprune.proof import baselines_of, say_costs
     from tsprune.stages import writable_file, write_json
 
     progress = Progress(quiet)
@@ -267,10 +288,14 @@ def run_evaluate(chosen: Chosen, quiet: bool) -> None:
         raise TspruneError(f"--part {place.part!r} is unknown; use test or validation")
     if place.out:
         writable_file(Path(place.out))
+    baselines = _baselines(chosen)
     ready = _prepared(chosen, progress, place.part)
     windows, stride = ready.test if place.part == "test" else ready.validation
+    rivals = baselines_of(ready, baselines, progress)
+    say_costs(rivals, windows, progress)
     found: dict[str, Any] = {}
-    for name, model in (("seasonal_naive", SeasonalNaive(ready.panel.season())), (ready.task.model, ready.model)):
+    models: dict[str, Predictor] = {**rivals, ready.task.model: ready.model}
+    for name, model in models.items():
         with progress.stage(f"evaluate: {name}", len(windows)) as bar:
             result = measure(
                 model, windows, ready.split, batch_size=ready.task.batch_size, progress=partial(_advance, bar)
@@ -323,11 +348,15 @@ class Command:
 
 TASK = (TaskSettings, ReadOptions)
 _ALL = (
-    Command("specialize", run_specialize, (TaskSettings, RunOutput, PruneSettings, FinetuneSettings, ReadOptions)),
+    Command(
+        "specialize",
+        run_specialize,
+        (TaskSettings, RunOutput, PruneSettings, FinetuneSettings, BaselineSettings, ReadOptions),
+    ),
     Command("score", run_score, (TaskSettings, ScoreOutput, PruneSettings, ReadOptions)),
     Command("prune", run_prune, (TaskSettings, PruneOutput, PruneSettings, ReadOptions)),
     Command("finetune", run_finetune, (TaskSettings, FinetuneOutput, FinetuneSettings, ReadOptions)),
-    Command("evaluate", run_evaluate, (TaskSettings, EvaluateOutput, ReadOptions)),
+    Command("evaluate", run_evaluate, (TaskSettings, EvaluateOutput, BaselineSettings, ReadOptions)),
     Command("predict", run_predict, (PredictSettings, ReadOptions), "model"),
     Command("pretrain", run_pretrain, (PretrainOutput, PretrainSettings)),
     Command("models", run_models, (ModelsSettings,), "family"),

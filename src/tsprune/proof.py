@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,19 +12,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsprune.errors import TspruneError
+from tsprune.evaluation import baselines
+from tsprune.evaluation.baselines import Baseline
 from tsprune.evaluation.cost import flops, latency, parameters
 from tsprune.evaluation.evaluate import Predictor, examples, measure
 from tsprune.evaluation.machine import cores, machine_line, versions
 from tsprune.stages import read_json, write_json
 
 if TYPE_CHECKING:
+    from tsprune.data.windows import WindowSet
     from tsprune.preparing import Prepared
-    from tsprune.progress import Bar
+    from tsprune.progress import Bar, Progress
     from tsprune.report import ForecastExample
 
 SCHEMA = 1
 EXAMPLES = 6
 LATENCY_THREADS = 1
+MEASURED = "measured"
+"""Folder of an unfinished stage with what was measured so far."""
 
 
 def judge(validation: Mapping[str, Any]) -> str:
@@ -35,14 +41,44 @@ def judge(validation: Mapping[str, Any]) -> str:
     return min(able, key=lambda name: able[name])
 
 
+def baselines_of(ready: Prepared, chosen: Sequence[str], progress: Progress) -> dict[str, Baseline]:
+    """The baselines of these names, ready to forecast; fitting them is a stage of its own only where some learn."""
+    split, season, steering = ready.split, ready.panel.season(), ready.task.validation_windows
+    if set(chosen) <= set(baselines.DEFAULT):
+        return baselines.fit(chosen, split, season, steering=steering)
+    with progress.stage("fit baselines", len(chosen)) as bar:
+        found = baselines.fit(chosen, split, season, steering=steering, report=bar.advance)
+        bar.update(len(chosen), "")
+    return found
+
+
+def say_costs(models: Mapping[str, object], windows: WindowSet, progress: Progress) -> None:
+    """Say of every baseline that takes its time how long, before it starts."""
+    if progress.quiet:
+        return
+    for name, model in models.items():
+        if isinstance(model, Baseline) and (cost := model.cost(windows)):
+            progress.say(f"note: {name} {cost}")
+
+
+def measured(
+    work: Path, ready: Prepared, models: Mapping[str, Predictor], windows: WindowSet, bar: Bar
+) -> dict[str, Any]:
+    """Metrics and notes of every candidate by name; those measured before a kill are taken from `work`."""
+    folder, found = work / MEASURED, {}
+    for name, model in models.items():
+        path = folder / f"{name}.json"
+        if not path.exists():
+            result = measure(model, windows, ready.split, batch_size=ready.task.batch_size)
+            write_json(path, {"metrics": dict(result.metrics), "notes": list(result.notes)})
+        found[name] = read_json(path)
+        bar.advance(name.replace("_", " "))
+    return found
+
+
 def open_test(work: Path, ready: Prepared, models: Mapping[str, Predictor], chosen: str, bar: Bar) -> None:
     """Everything measured after the choice: test metrics, costs, example forecasts."""
-    windows = ready.test[0]
-    found: dict[str, Any] = {}
-    for name, model in models.items():
-        result = measure(model, windows, ready.split, batch_size=ready.task.batch_size)
-        found[name] = {"metrics": dict(result.metrics), "notes": list(result.notes)}
-        bar.advance(name.replace("_", " "))
+    found = measured(work, ready, models, ready.test[0], bar)
     context, horizon = ready.split.context, ready.horizon
     times = latency(models, ready.task.latency_batch, context, horizon, threads=LATENCY_THREADS)
     for name, model in models.items():
@@ -64,6 +100,7 @@ def open_test(work: Path, ready: Prepared, models: Mapping[str, Predictor], chos
             ],
         },
     )
+    shutil.rmtree(work / MEASURED)
     bar.advance("")
 
 

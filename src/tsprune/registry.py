@@ -21,15 +21,30 @@ def names(package: str) -> list[str]:
     )
 
 
+def known(package: str, name: str, flag: str = "") -> str:
+    """The name as its file has it; dashes count as underscores. No file is imported.
+
+    Args:
+        package: dotted name.
+        name: as somebody gave it.
+        flag: where it was given, named in the error.
+
+    Raises:
+        TspruneError: no such file; the message lists the known names.
+    """
+    there = names(package)
+    wanted = name.replace("-", "_")
+    if wanted not in there:
+        kind = package.rsplit(".", 1)[-1]
+        said = f"{flag}: " if flag else ""
+        raise TspruneError(f"{said}{name!r} is not among the {kind}; known: {', '.join(there) or 'none'}")
+    return wanted
+
+
 def find(package: str, name: str) -> ModuleType:
     """The module of that name; dashes count as underscores. Only this one file is imported.
 
     Raises:
         TspruneError: no such file; the message lists the known names.
     """
-    known = names(package)
-    wanted = name.replace("-", "_")
-    if wanted not in known:
-        kind = package.rsplit(".", 1)[-1]
-        raise TspruneError(f"{name!r} is not among the {kind}; known: {', '.join(known) or 'none'}")
-    return importlib.import_module(f"{package}.{wanted}")
+    return importlib.import_module(f"{package}.{known(package, name)}")

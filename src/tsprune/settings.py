@@ -9,7 +9,8 @@ from typing import Any, Literal
 from tsprune.amounts import byte_count
 from tsprune.blocks.kinds import KINDS, USUAL
 from tsprune.errors import TspruneError
-from tsprune.registry import names
+from tsprune.evaluation.baselines import DEFAULT
+from tsprune.registry import known, names
 
 
 def option(default: Any, text: str) -> Any:
@@ -22,7 +23,9 @@ class TaskSettings:
     """What to forecast, with which model, and how it is judged."""
 
     data: str = option("", "CSV, CSV.gz or Parquet file with your series. Default: the sample inside the package.")
-    model: str = option("mini", "Bundled model (mini), a local directory, or a hub id such as amazon/chronos-2.")
+    model: str = option(
+        "mini", "Bundled model (mini or mini-moe), a local directory, or a hub id such as amazon/chronos-2."
+    )
     horizon: int = option(0, "Steps to forecast. Default: one season, at least 8 and at most 96 steps.")
     context: int = option(0, "Steps of history the model sees. Default: what the model can use and the data allows.")
     split: str = option("auto", "auto, 'ratio 70/10/20', holdout, etth, ettm, or 'date TRAIN_END VALIDATION_END'.")
@@ -48,6 +51,23 @@ class TaskSettings:
         for name in ("batch_size", "validation_windows", "latency_batch"):
             if getattr(self, name) < 1:
                 raise TspruneError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class BaselineSettings:
+    """What the model is measured against."""
+
+    baselines: tuple[str, ...] = option(
+        DEFAULT,
+        "Baselines on the same windows, each series from its own past: "
+        f"{', '.join(names('tsprune.evaluation.baselines'))}. "
+        "auto_ets and auto_theta need the extra tsprune[baselines] and fit a model to every window.",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names; the others become those of their files, each once."""
+        found = (known("tsprune.evaluation.baselines", name, "--baselines") for name in self.baselines)
+        object.__setattr__(self, "baselines", tuple(dict.fromkeys(found)))
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsprune.__about__ import __version__
 from tsprune.errors import TspruneError
-from tsprune.evaluation.baselines.seasonal_naive import SeasonalNaive
-from tsprune.evaluation.evaluate import Predictor, measure
+from tsprune.evaluation.baselines import DEFAULT, Baseline, check
+from tsprune.evaluation.baselines import names as baseline_names
+from tsprune.evaluation.evaluate import Predictor
 from tsprune.flags import Settings, validated
 from tsprune.models import fingerprint, load, save
 from tsprune.models._forecaster import Forecaster
@@ -20,9 +23,9 @@ from tsprune.plan import Plan
 from tsprune.predicting import as_model, as_panel
 from tsprune.preparing import Prepared, prepare
 from tsprune.progress import Progress
-from tsprune.proof import judge, open_test
+from tsprune.proof import MEASURED, baselines_of, judge, measured, open_test, say_costs
 from tsprune.pruning import random_plan
-from tsprune.settings import FinetuneSettings, PruneSettings, TaskSettings
+from tsprune.settings import BaselineSettings, FinetuneSettings, PruneSettings, TaskSettings
 from tsprune.stages import Run, read_json, write_json
 from tsprune.stagework import (
     adapt_to,
@@ -77,7 +80,8 @@ def specialize(
         out: run directory.
         options: how to read a file or a table.
         progress: where to report; None keeps quiet.
-        settings: any field of `TaskSettings`, `PruneSettings` or `FinetuneSettings`, such as `horizon=24`.
+        settings: any field of `TaskSettings`, `PruneSettings`, `FinetuneSettings` or `BaselineSettings`, such as
+            `horizon=24`.
 
     Returns:
         The specialist with its results.
@@ -85,7 +89,8 @@ def specialize(
     Raises:
         TspruneError: anything about the input that cannot be met; nothing is half-written then.
     """
-    known = {entry.name for part in (TaskSettings, PruneSettings, FinetuneSettings) for entry in fields(part)}
+    sections = (TaskSettings, PruneSettings, FinetuneSettings, BaselineSettings)
+    known = {entry.name for section in sections for entry in fields(section)}
     if unknown := sorted(set(settings) - known):
         raise TspruneError(f"unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
     if panel is not None and settings.get("data"):
@@ -98,20 +103,30 @@ def specialize(
         return validated(section, {name: value for name, value in settings.items() if name in names})
 
     task, tuning, pruning = part(TaskSettings), part(FinetuneSettings), part(PruneSettings)
+    baselines = part(BaselineSettings).baselines
+    check(baselines)
     loaded = None if isinstance(model, str | PathLike) else as_model(model)
     name = fspath(model) if isinstance(model, str | PathLike) else f"{model.family} model in memory"
     series = None if panel is None else as_panel(panel, options)
     prepared = prepare(replace(task, model=name), options, panel=series, model=loaded)
-    return Specialization(prepared, Path(out), pruning, tuning, progress or Progress(quiet=True)).run()
+    return Specialization(prepared, Path(out), pruning, tuning, progress or Progress(quiet=True), baselines).run()
 
 
 class Specialization:
     """One run over a prepared task."""
 
     def __init__(
-        self, prepared: Prepared, out: Path, pruning: PruneSettings, tuning: FinetuneSettings, progress: Progress
+        self,
+        prepared: Prepared,
+        out: Path,
+        pruning: PruneSettings,
+        tuning: FinetuneSettings,
+        progress: Progress,
+        baselines: Sequence[str] = DEFAULT,
     ) -> None:
         self.prepared, self.tuning, self.progress = prepared, tuning, progress
+        check(baselines)
+        self.chosen_baselines = tuple(baselines)
         # Asking now refuses impossible tasks before anything is written.
         self.pruning = check_pruning(pruning, prepared.model)
         check_tuning(tuning, prepared.model)
@@ -230,26 +245,27 @@ class Specialization:
     def candidates(self, tuned: Mapping[str, Path]) -> dict[str, Predictor]:
         """Every candidate by name, in the order of the table."""
         device = self.prepared.task.device
-        found: dict[str, Predictor] = {
-            "seasonal_naive": SeasonalNaive(self.prepared.panel.season()),
-            "zero_shot": self.prepared.model,
-        }
+        found: dict[str, Predictor] = {**self.baselines, "zero_shot": self.prepared.model}
         return found | {name: load(folder / "model", device=device) for name, folder in tuned.items()}
+
+    @cached_property
+    def baselines(self) -> dict[str, Baseline]:
+        """The chosen baselines by name, fitted when they are first asked for."""
+        return baselines_of(self.prepared, self.chosen_baselines, self.progress)
 
     def validation_stage(self, tuned: Mapping[str, Path]) -> dict[str, Any]:
         """Metrics of every candidate on the validation windows."""
-        inputs = {**self.base, "models": self._fingerprints(tuned)}
+        inputs = {**self.base, **self._compared(tuned)}
 
         def make(work: Path) -> None:
             windows = self.prepared.validation[0]
             models = self.candidates(tuned)
-            found = {}
+            say_costs(models, windows, self.progress)
             with self.progress.stage("validate", len(models)) as bar:
-                for name, model in models.items():
-                    result = measure(model, windows, self.prepared.split, batch_size=self.prepared.task.batch_size)
-                    found[name] = {"metrics": dict(result.metrics), "notes": list(result.notes)}
-                    bar.advance()
+                found = measured(work, self.prepared, models, windows, bar)
+                bar.update(len(models), "")
             write_json(work / "validation.json", found)
+            shutil.rmtree(work / MEASURED)
 
         folder = self.workplace.stage("validate", inputs, make)
         return dict(read_json(folder / "validation.json"))
@@ -259,7 +275,7 @@ class Specialization:
         task = self.prepared.task
         inputs = {
             **self.base,
-            "models": self._fingerprints(tuned),
+            **self._compared(tuned),
             "chosen": chosen,
             "test_windows": task.test_windows,
             "latency_batch": task.latency_batch,
@@ -267,13 +283,18 @@ class Specialization:
 
         def make(work: Path) -> None:
             models = self.candidates(tuned)
+            say_costs(models, self.prepared.test[0], self.progress)
             with self.progress.stage("test", len(models) + 1) as bar:
                 open_test(work, self.prepared, models, chosen, bar)
 
         return self.workplace.stage("test", inputs, make)
 
-    def _fingerprints(self, tuned: Mapping[str, Path]) -> dict[str, str]:
-        return {name: fingerprint(load(folder / "model")) for name, folder in tuned.items()}
+    def _compared(self, tuned: Mapping[str, Path]) -> dict[str, Any]:
+        """Who is measured, as inputs of a stage; the usual baselines go without saying, as before there were others."""
+        models = {name: fingerprint(load(folder / "model")) for name, folder in tuned.items()}
+        if self.chosen_baselines == DEFAULT:
+            return {"models": models}
+        return {"models": models, "baselines": self.chosen_baselines}
 
     def finish(
         self,
@@ -323,5 +344,5 @@ class Specialization:
 
 def kept_model(chosen: str, validation: Mapping[str, Any]) -> str:
     """The candidate whose model is handed back: the chosen one, or the best network if a baseline won."""
-    networks = {name: found for name, found in validation.items() if name != "seasonal_naive"}
+    networks = {name: found for name, found in validation.items() if name not in baseline_names()}
     return chosen if chosen in networks else judge(networks)

@@ -21,6 +21,8 @@ class Batch:
         group_ids: window of each row `[B]`, int64, or None.
         future: known future values of covariate rows `[B, H]`, NaN = unknown, or None.
         is_target: which rows are forecast and scored `[B]`, bool; None means all.
+        location: what was taken off each row `[B]` before it was divided by `scale`; None means 0.
+        scale: what each row was divided by `[B]`, positive; None means 1, the rows being in the units of the data.
     """
 
     context: Tensor
@@ -28,6 +30,8 @@ class Batch:
     group_ids: Tensor | None = None
     future: Tensor | None = None
     is_target: Tensor | None = None
+    location: Tensor | None = None
+    scale: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -38,7 +42,7 @@ class Batch:
         """The same batch with every tensor on `device`."""
         moved = {
             name: value.to(device)
-            for name in ("context", "target", "group_ids", "future", "is_target")
+            for name in ("context", "target", "group_ids", "future", "is_target", "location", "scale")
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved)

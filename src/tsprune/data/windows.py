@@ -215,6 +215,7 @@ def _batch(windows: WindowSet, series: NDArray[np.int32], origins: Ints, with_ta
     ahead = np.full((len(origins), per_window, horizon), np.nan, np.float32)
     scale_rows = np.empty((len(origins), per_window), np.int64)
     members: list[_Row] = []
+    units: dict[str, torch.Tensor] = {}
     before = -1
     for place, (index, origin) in enumerate(zip(series.tolist(), origins.tolist(), strict=True)):
         if index != before:
@@ -230,6 +231,7 @@ def _batch(windows: WindowSet, series: NDArray[np.int32], origins: Ints, with_ta
         std = windows.scaler.std[scale_rows, variates][..., None]
         context = ((context - mean) / std).astype(np.float32)
         ahead = ((ahead - mean) / std).astype(np.float32)
+        units = {"location": torch.from_numpy(mean.reshape(-1)), "scale": torch.from_numpy(std.reshape(-1))}
     count = len(origins) * per_window
     flat = torch.from_numpy(context).reshape(count, length)
     grouped = per_window > 1 or windows.grouping == "all"
@@ -240,7 +242,7 @@ def _batch(windows: WindowSet, series: NDArray[np.int32], origins: Ints, with_ta
         target = torch.from_numpy(observed).reshape(count, horizon)
     if per_window == own:
         groups = torch.arange(len(origins)).repeat_interleave(per_window) if grouped else None
-        return Batch(flat, target, groups)
+        return Batch(flat, target, groups, **units)
     ahead[:, :own] = np.nan
     return Batch(
         flat,
@@ -248,6 +250,7 @@ def _batch(windows: WindowSet, series: NDArray[np.int32], origins: Ints, with_ta
         torch.arange(len(origins)).repeat_interleave(per_window),
         torch.from_numpy(ahead).reshape(count, horizon),
         (torch.arange(per_window) < own).repeat(len(origins)),
+        **units,
     )
 
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from tsprune.data.batch import Batch
 from tsprune.data.split import Split
 from tsprune.data.windows import WindowSet
 from tsprune.errors import TspruneError
+from tsprune.evaluation.baselines import Baseline
 from tsprune.evaluation.metrics import DECILES, Accumulator, Metrics, RowErrors, naive_error
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def measure(
     *,
     batch_size: int = 256,
     progress: Progress | None = None,
+    scale_ends: ArrayLike | None = None,
 ) -> Evaluation:
     """Forecast every window and score its target rows; the model never gets to see a target.
 
@@ -78,6 +80,8 @@ def measure(
         split: gives the scaler and the train parts, for MASE and WQL.
         batch_size: rows per batch; a window is never divided.
         progress: called after every batch.
+        scale_ends: first step after the part of each series whose seasonal-naive error is the denominator of MASE
+            `[S]`; by default the end of the train part.
 
     Raises:
         TspruneError: if there is no window, if the windows are of other series or scaled otherwise than the
@@ -85,7 +89,8 @@ def measure(
     """
     _check_scale(windows, split)
     accumulator, empty = Accumulator(), 0
-    naive = _naive_errors(windows, split)
+    _remarks(model)
+    naive = _naive_errors(windows, split, scale_ends)
     scale = split.scaler.std[:, 0]
     for chosen, batch in _batches(windows, batch_size):
         quantiles = _forecast(model, batch, windows.horizon)
@@ -97,7 +102,7 @@ def measure(
         empty += int(torch.isnan(batch.context[is_target]).all(dim=1).sum())
         if progress is not None:
             progress(int(chosen[-1]) + 1, len(windows))
-    notes = accumulator.notes()
+    notes = [*_remarks(model), *accumulator.notes()]
     if empty:
         rows = len(windows) * windows.targets_per_window
         notes.append(f"{empty} of {rows} windows have no observed value in their context")
@@ -174,6 +179,11 @@ def _forecast(model: Predictor, batch: Batch, horizon: int, levels: Sequence[flo
         return model.forecast(blind, horizon, levels).cpu().double()
 
 
+def _remarks(model: Predictor) -> list[str]:
+    """What a baseline has to say about its forecasts since it was last asked."""
+    return model.remarks() if isinstance(model, Baseline) else []
+
+
 def _original(
     model: Predictor, windows: WindowSet, window: int, place: int, levels: Sequence[float]
 ) -> NDArray[np.float32]:
@@ -217,11 +227,16 @@ def _check_scale(windows: WindowSet, split: Split) -> None:
         raise TspruneError("the windows are scaled otherwise than the split; take them from the split")
 
 
-def _naive_errors(windows: WindowSet, split: Split) -> NDArray[np.float64]:
-    """Seasonal-naive error of the train part of every series that has windows `[S]`, NaN elsewhere."""
+def _naive_errors(windows: WindowSet, split: Split, scale_ends: ArrayLike | None) -> NDArray[np.float64]:
+    """Seasonal-naive error of the beginning of every series that has windows `[S]`, NaN elsewhere."""
     season = split.panel.season()
+    ends = split.train_end if scale_ends is None else np.asarray(scale_ends, np.int64)
+    if ends.shape != split.train_end.shape:
+        raise TspruneError(
+            f"scale_ends has shape {list(ends.shape)}, expected one step per series {len(split.train_end)}"
+        )
     errors = np.full(len(split.panel.series), np.nan)
     used = range(len(errors)) if windows.grouping == "all" else np.unique(windows.series_index).tolist()
     for index in used:
-        errors[index] = naive_error(split.panel.series[index].values[: int(split.train_end[index])], season)
+        errors[index] = naive_error(split.panel.series[index].values[: int(ends[index])], season)
     return errors

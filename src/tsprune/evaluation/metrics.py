@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +18,18 @@ from tsprune.errors import TspruneError
 DECILES: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Levels that WQL is taken over; every forecast that is scored is asked for exactly these."""
 
+MEASURES: tuple[str, ...] = ("mse", "mae", "mase", "wql", "smape")
+"""Names of all measures; in each of them less is better."""
+
 _Floats = NDArray[np.float64]
+_FLOAT32_STEPS = 4
+
+
+class Terms(NamedTuple):
+    """A measure over any rows is the sum of their numerators over the sum of their denominators, both `[R]`."""
+
+    numerator: _Floats
+    denominator: _Floats
 
 
 class Metrics(TypedDict):
@@ -42,6 +53,7 @@ class RowErrors:
             NaN where that error is 0 or unknown, or the row has no observed target.
         pinball: pinball losses summed over the deciles, original scale.
         size: absolute target values, original scale.
+        symmetric: 200 |y - f| / (|y| + |f|), f being the median, original scale; 0 where both are 0.
     """
 
     observed: _Floats
@@ -50,6 +62,7 @@ class RowErrors:
     scaled: _Floats
     pinball: _Floats
     size: _Floats
+    symmetric: _Floats
 
     def __len__(self) -> int:
         return len(self.observed)
@@ -64,6 +77,44 @@ class RowErrors:
             "mase": _ratio(_exact(usable), len(usable)),
             "wql": _ratio(2 * _exact(self.pinball) / len(DECILES), _exact(self.size)),
         }
+
+    def value(self, measure: str) -> float | None:
+        """One of `MEASURES` over all rows; None where it has no denominator.
+
+        sMAPE, in percent from 0 to 200, is averaged within each row and then over rows (Makridakis, Spiliotis and
+        Assimakopoulos 2020, the M4 competition).
+
+        Raises:
+            TspruneError: there is no such measure.
+        """
+        if measure == "wql":  # the same rounding as in `metrics`
+            return self.metrics()["wql"]
+        terms = self.terms(measure)
+        return _ratio(_exact(terms.numerator), _exact(terms.denominator))
+
+    def terms(self, measure: str) -> Terms:
+        """What the rows contribute to one of `MEASURES`, to add it up over other sets of rows.
+
+        Raises:
+            TspruneError: there is no such measure.
+        """
+        seen = self.observed > 0
+        if measure in ("mse", "mae"):
+            return Terms(self.squared if measure == "mse" else self.absolute, self.observed)
+        if measure == "mase":
+            usable = ~np.isnan(self.scaled)
+            return Terms(np.where(usable, self.scaled, 0.0), usable.astype(np.float64))
+        if measure == "wql":
+            return Terms(2 * self.pinball / len(DECILES), self.size)
+        if measure == "smape":
+            return Terms(np.where(seen, self.symmetric / np.maximum(self.observed, 1), 0.0), seen.astype(np.float64))
+        raise TspruneError(f"the measure {measure!r} is not known: expected one of {', '.join(MEASURES)}")
+
+    @classmethod
+    def joined(cls, parts: Sequence[RowErrors]) -> RowErrors:
+        """The rows of several evaluations one after the other, e.g. of the folds of a back-test."""
+        none = np.zeros(0)
+        return cls(**{n: np.concatenate([none, *(getattr(p, n) for p in parts)]) for n in cls.__dataclass_fields__})
 
 
 @dataclass
@@ -136,9 +187,7 @@ class Accumulator:
 
     def rows(self) -> RowErrors:
         """The sums of every row added so far."""
-        names = RowErrors.__dataclass_fields__
-        none = np.zeros(0)
-        return RowErrors(**{n: np.concatenate([none, *(getattr(p, n) for p in self._parts)]) for n in names})
+        return RowErrors.joined(self._parts)
 
     def metrics(self) -> Metrics:
         """The measures over all rows added so far; None where nothing could be measured."""
@@ -200,7 +249,20 @@ def _row_errors(
     size = np.ascontiguousarray(np.where(seen, np.abs(original), 0.0)).sum(axis=1)
     # Pinball is homogeneous and blind to the location: scaling the loss equals scaling both sides.
     losses = pinball(target, forecast, DECILES).reshape(len(target), len(DECILES) * target.shape[1])
-    return RowErrors(observed, (error**2).sum(axis=1), absolute, scaled, losses.sum(axis=1) * scale, size)
+    symmetric = _symmetric(error, target, np.where(seen, original, 0.0), scale)
+    return RowErrors(observed, (error**2).sum(axis=1), absolute, scaled, losses.sum(axis=1) * scale, size, symmetric)
+
+
+def _symmetric(error: _Floats, target: _Floats, original: _Floats, scale: _Floats) -> _Floats:
+    """Sums of 200 |y - f| / (|y| + |f|) `[R]`; error and target z-scored, `original` 0 where unobserved."""
+    # Windows are z-scored in single precision. A target of 0 makes 200 of any error at all, so that what lies below
+    # that resolution counts as no error.
+    resolved = np.abs(error) > _FLOAT32_STEPS * np.finfo(np.float32).eps * np.abs(target)
+    gap = np.where(resolved, error, 0.0) * scale[:, None]
+    together = np.abs(original) + np.abs(original - gap)
+    terms = 200 * np.abs(gap) / np.where(together > 0, together, 1.0)
+    sums: _Floats = np.ascontiguousarray(terms).sum(axis=1)
+    return sums
 
 
 def _exact(values: _Floats) -> float:

@@ -7,13 +7,13 @@ import html
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from tsprune.errors import TspruneError
 from tsprune.report.removal import Cell, RemovalMap
-from tsprune.report.words import Results, count_text, error_text, human, metric, milliseconds, number
+from tsprune.report.words import Results, baselines, count_text, error_text, human, metric, milliseconds, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -205,15 +205,15 @@ def _labels_apart(heights: Sequence[float], gap: float) -> list[float]:
 
 @_plainly
 def size_figure(results: Results, name: str) -> str:
-    """Test MSE against parameters with latency; seasonal naive is a level, as it has no parameters."""
+    """Test MSE against parameters with latency; a baseline without parameters is a level."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _figure(6.6, 3.4)
-    models, naive = [], math.nan
+    models, levels = [], {}
     for candidate in results["candidates"]:
         size, error = number(candidate.get("parameters")), metric(candidate, "test", "mse")
-        if candidate["name"] == "seasonal_naive":
-            naive = error
+        if candidate["name"] in baselines() and not size > 0:
+            levels[human(candidate["name"])] = error
         elif not math.isnan(size) and not math.isnan(error):
             models.append((candidate, size, error))
     errors = [error for *_, error in models]
@@ -249,9 +249,9 @@ def size_figure(results: Results, name: str) -> str:
         middle = (min([*errors, *heights]) + max([*errors, *heights])) / 2
         reach = max(max([*errors, *heights]) - min([*errors, *heights]), span) / 2 + 0.28 * span
         axes.set_ylim(middle - reach, middle + reach)
-    if not math.isnan(naive):
-        _naive_level(axes, naive)
-        said.append(f"seasonal naive: MSE {error_text(naive)}")
+    levels = {title: error for title, error in levels.items() if not math.isnan(error)}
+    _draw_levels(axes, levels)
+    said += [f"{title}: MSE {error_text(error)}" for title, error in levels.items()]
     axes.xaxis.set_major_formatter(lambda value, _: _tick(value))
     axes.set_xlabel("parameters", fontsize=9, color=INK, x=0.5 * 1.05 / 1.85)
     axes.set_ylabel("test MSE", fontsize=9, color=INK)
@@ -264,32 +264,35 @@ def _tick(value: float) -> str:
     return f"{float(size):g} {letter}".strip()
 
 
-def _naive_level(axes: Axes, naive: float) -> None:
-    """Draw seasonal naive as a level, or say where it is if it would squeeze the models together."""
+def _draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
+    """Draw baselines as levels; say where those are that would squeeze the models together."""
     bottom, top = axes.get_ylim()
-    if bottom < naive < top:
+    inside = {title: error for title, error in levels.items() if bottom < error < top}
+    for place, (title, error) in enumerate(inside.items()):
         end = axes.spines["bottom"].get_bounds()[1]
-        axes.plot([0, end], [naive, naive], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.plot([0, end], [error, error], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
+        # Side by side, since levels may lie close together.
         axes.annotate(
-            "seasonal naive",
-            (0.012, naive),
+            title,
+            (0.012 + 0.14 * place, error),
             (0, 3),
             xycoords=axes.get_yaxis_transform(),
             textcoords="offset points",
             fontsize=9,
             color=GREY,
         )
-        return
-    where = "above" if naive >= top else "below"
-    axes.text(
-        0.012,
-        0.98 if where == "above" else 0.02,
-        f"seasonal naive: {error_text(naive)}, {where} this range",
-        transform=axes.transAxes,
-        fontsize=9,
-        color=GREY,
-        va="top" if where == "above" else "bottom",
-    )
+    for where, height in (("above", 0.98), ("below", 0.02)):
+        outside = {title: e for title, e in levels.items() if title not in inside and (e >= top) == (where == "above")}
+        if outside:
+            axes.text(
+                0.012,
+                height,
+                "\n".join(f"{title}: {error_text(error)}, {where} this range" for title, error in outside.items()),
+                transform=axes.transAxes,
+                fontsize=9,
+                color=GREY,
+                va="top" if where == "above" else "bottom",
+            )
 
 
 @_plainly

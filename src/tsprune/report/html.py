@@ -29,6 +29,7 @@ from tsprune.report.words import (
     metric,
     number,
     percent,
+    references,
     seconds,
 )
 
@@ -171,8 +172,8 @@ def _units_bound(text: str) -> str:
 def _facts(found: Mapping[str, Results], chosen: str) -> list[dict[str, str]]:
     """Key figures under the verdict; differences below 1 % are shown as such, never as a gain."""
     own, facts = found[chosen], []
-    for reference in ("zero_shot", "full_finetuning", "seasonal_naive"):
-        if reference in found and reference != chosen:
+    for reference in references(found):
+        if reference != chosen:
             moved = change(metric(own, "test", "mse"), metric(found[reference], "test", "mse"))
             if not math.isnan(moved):
                 value = "about the same" if abs(moved) < SAME else f"{'−' if moved < 0 else '+'}{percent(moved)}"

@@ -7,6 +7,7 @@ import math
 from tsprune.report.words import (
     SAME,
     Results,
+    baselines,
     candidates_by_name,
     change,
     count_text,
@@ -15,11 +16,11 @@ from tsprune.report.words import (
     milliseconds,
     number,
     percent,
+    references,
 )
 
 PRUNED = "prune_then_finetune"
 _METRICS = ("mse", "mae")
-_REFERENCES = ("zero_shot", "full_finetuning", "seasonal_naive")
 
 
 def verdict(results: Results) -> str:
@@ -29,9 +30,9 @@ def verdict(results: Results) -> str:
         results: content of results.json, schema 1. Errors may be None or NaN (said as "not measured").
 
     Returns:
-        One line of two or three sentences: the choice and its test error against zero-shot, full fine-tuning
-        and seasonal naive in percent; its parameters and latency; what did not pay, and the warning about
-        one seed.
+        One line of two or three sentences: the choice and its test error against zero-shot, full fine-tuning,
+        seasonal naive and the best other baseline in percent; its parameters and latency; what did not pay, and
+        the warning about one seed.
 
     Raises:
         TspruneError: the chosen candidate is not among the candidates.
@@ -79,13 +80,13 @@ def _phrase(changes: dict[str, float], reference: str) -> str:
 
 
 def _errors(found: dict[str, Results], chosen: str) -> str:
-    references = [r for r in _REFERENCES if r != chosen and r in found]
+    others = [name for name in references(found) if name != chosen]
     start = f'validation chose "{human(chosen)}"'
     if all(math.isnan(metric(found[chosen], "test", m)) for m in _METRICS):
         return f"{start}, but its test error was not measured."
-    if not references:
+    if not others:
         return f"{start}; there is nothing to compare its test error with."
-    said = [_phrase(_compare(found[chosen], found[r], "test"), r) for r in references]
+    said = [_phrase(_compare(found[chosen], found[r], "test"), r) for r in others]
     listed = said[0] if len(said) == 1 else f"{', '.join(said[:-1])}, and {said[-1]}"
     return f"{start}, with test {listed}."
 
@@ -99,6 +100,9 @@ def _costs(found: dict[str, Results], chosen: str) -> str:
     if chosen == "seasonal_naive":
         return "it is a rule without parameters: no model is needed."
     before, after = number(base.get("parameters")), number(own.get("parameters"))
+    if chosen in baselines():
+        size = f"has {count_text(after)} parameters" if after > 0 else "keeps no parameters"
+        return f"it {size}: no pretrained model is needed."
     if chosen in ("zero_shot", "full_finetuning"):
         return f"it keeps all {count_text(after, 'its')} parameters: nothing was removed, and it is not faster."
     slow, fast = number(base.get("latency_ms")), number(own.get("latency_ms"))
@@ -141,7 +145,10 @@ def admissions(results: Results) -> list[str]:
         said.append("no fine-tuning was preferred either: use the model as it came")
     if chosen == "seasonal_naive":
         said.append("no model was preferred to repeating the last season")
-    for simple in ("seasonal_naive", "zero_shot"):
+    elif chosen in baselines():
+        said.append(f"no model was preferred to {human(chosen)}")
+    rivals = [name for name in references(found) if name in baselines()]
+    for simple in (*rivals, "zero_shot"):
         if simple in found and chosen != simple:
             excess = _excess(found, chosen, simple, "test")
             verb = "does not clearly beat" if "though" in excess else "loses to"

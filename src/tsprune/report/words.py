@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from tsprune.errors import TspruneError
+from tsprune.registry import names
 
 Results = Mapping[str, Any]
 """The content of results.json, schema 1."""
 
 NAMES = {
     "seasonal_naive": "seasonal naive",
+    "auto_ets": "AutoETS",
+    "auto_theta": "AutoTheta",
+    "nlinear": "NLinear",
+    "dlinear": "DLinear",
     "zero_shot": "zero-shot",
     "full_finetuning": "full fine-tuning",
     "random_prune_finetune": "random prune, then fine-tune",
@@ -26,6 +32,24 @@ SAME = 1.0
 def human(name: str) -> str:
     """Name of a candidate as a forecaster would say it; unknown names lose only their underscores."""
     return NAMES.get(name, name.replace("_", " "))
+
+
+@cache
+def baselines() -> frozenset[str]:
+    """Names of the candidates that are no model to be handed back."""
+    return frozenset(names("tsprune.evaluation.baselines"))
+
+
+def references(found: Mapping[str, Results]) -> list[str]:
+    """What the chosen candidate is compared with: the model as it came, fully tuned, seasonal naive, the best rival.
+
+    The best rival is the baseline with the lowest test MSE, where that is not seasonal naive already.
+    """
+    errors = {name: metric(found[name], "test", "mse") for name in found if name in baselines()}
+    known = {name: error for name, error in errors.items() if not math.isnan(error)}
+    best = [min(known, key=lambda name: known[name])] if known else []
+    named = dict.fromkeys(("zero_shot", "full_finetuning", "seasonal_naive", *best))
+    return [name for name in named if name in found]
 
 
 def number(value: Any) -> float:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
+from tsprune.evaluation.baselines import Baseline
+from tsprune.evaluation.baselines._normal import check_request, normal_quantiles
+
+if TYPE_CHECKING:
+    from tsprune.data.split import Split
 
 
 @dataclass(frozen=True)
-class SeasonalNaive:
+class SeasonalNaive(Baseline):
     """Repeats the last season of each row's context; season 1 repeats the last value.
 
     A phase that is missing in the last season is taken from the latest earlier season that has it; if none
@@ -39,21 +44,22 @@ class SeasonalNaive:
         if self.season < 1:
             raise TspruneError(f"season is {self.season}, expected a positive number of steps")
 
+    @classmethod
+    def fitted(cls, split: Split, season: int, *, steering: int = 512) -> Self:
+        """Nothing is learnt; arguments and errors as in `Baseline.fitted`."""
+        return cls(season)
+
     def forecast(self, batch: Batch, horizon: int, levels: Sequence[float]) -> Tensor:
         """Quantiles `[B, Q, H]` on the scale of the context.
 
         Raises:
             TspruneError: if the horizon is not positive or a level is not strictly between 0 and 1.
         """
-        if horizon < 1:
-            raise TspruneError(f"horizon is {horizon}, expected a positive number of steps")
-        if any(not 0 < level < 1 for level in levels):
-            raise TspruneError(f"quantile levels {list(levels)[:5]} must lie strictly between 0 and 1")
+        check_request(horizon, levels)
         context = batch.context
         point, seasons = self._repeat(context, horizon)
         sigma = self._spread(context)[:, None] * seasons.sqrt()
-        z = context.new_tensor([NormalDist().inv_cdf(level) for level in levels])
-        return point[:, None, :] + z[None, :, None] * sigma[:, None, :]
+        return normal_quantiles(point, sigma, levels)
 
     def _repeat(self, context: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
         """The repeated values `[B, H]` and how many seasons each of them is old `[B, H]`."""
