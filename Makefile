@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= tsprune-run
 
-.PHONY: demo test test-heavy lint clean
+.PHONY: demo test test-heavy pytest lint clean
 
 demo: $(VENV)/.runtime
 	$(VENV)/bin/tsprune specialize --out $(OUT)
 
+# Type checks take one core for a minute or two: they run beside the tests.
+test: $(VENV)/.development
+	$(MAKE) --no-print-directory --jobs 2 lint pytest
+
 # One worker and one thread for each core; files stay whole, as their tests share what is slow to set up.
-test: lint
+pytest: $(VENV)/.development
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 test-heavy: $(VENV)/.development

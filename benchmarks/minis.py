@@ -31,9 +31,9 @@ from tsprune.stages import read_json, write_json
 RECIPES = {
     "chronos_bolt": ("--steps", "6000", "--decay-steps", "2000"),
     "timer_xl": ("--steps", "5000", "--decay-steps", "1700"),
-    "ttm": ("--steps", "5000", "--decay-steps", "1700"),
-    "moirai": ("--steps", "4000", "--decay-steps", "1400"),
-    "time_moe": ("--steps", "2500", "--decay-steps", "900", "--batch", "32"),
+    "ttm": ("--steps", "4000", "--decay-steps", "1400"),
+    "moirai": ("--steps", "3000", "--decay-steps", "1100"),
+    "time_moe": ("--steps", "2000", "--decay-steps", "800", "--batch", "32"),
 }
 """What `tsprune pretrain --size mini` is given for each family, beside the corpus; the rest are its defaults."""
 TUNED_ON = ("ETTh1", "ETTm2")

@@ -206,7 +206,8 @@ class Attention(Block):
         """Whether attention runs in separate steps: watched, without widths, or short in half precision on a CPU."""
         cpu = query.device.type == "cpu"
         half = cpu and (query.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"))
-        return (half and query.shape[-2] * value.shape[-2] < LONG) or self.watch is not None or not query.shape[-1] or not value.shape[-1]
+        short = half and query.shape[-2] * value.shape[-2] < LONG
+        return short or self.watch is not None or not query.shape[-1] or not value.shape[-1]
 
     def _attend(
         self,
@@ -245,7 +246,7 @@ class Attention(Block):
     def _attend_plainly(
         self, query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, dropout: float, live: Tensor | None
     ) -> Tensor:
-        """The same in separate steps: on CPUs the fused kernel's half-precision backward is much slower on short rows."""
+        """The same in separate steps: on CPUs the fused kernel's half-precision backward is slow on short rows."""
         logits = query @ key.transpose(-1, -2)
         if self.scale != 1.0:
             logits = logits * self.scale
