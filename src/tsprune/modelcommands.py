@@ -74,7 +74,8 @@ def _show(found: list[dict[str, Any]]) -> None:
         console.print()
     console.print(
         "Take one with --model NAME (from the hub or its cache) or --model DIRECTORY; "
-        "'mini' is inside the package. Licences are those of the weights; read the model's own card before use.",
+        "'mini' (chronos2) and 'mini-moe' (time_moe) are inside the package. Licences are those of the weights; read "
+        "the model's own card before use.",
         highlight=False,
     )
 

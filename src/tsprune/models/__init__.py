@@ -22,11 +22,11 @@ def load(
     device: str = "cpu",
     config: Mapping[str, Any] | None = None,
 ) -> Forecaster:
-    """Load a model from the package (`mini`), a directory, the hub, or an original model in memory.
+    """Load a model from the package (`mini`, `mini-moe`), a directory, the hub, or an original model in memory.
 
     Args:
-        source: `mini`, a local directory, a hub id `owner/name`, optionally `@revision`, or a model or pipeline object
-            of the original package, of which only config and tensors are read.
+        source: `mini`, `mini-moe`, a local directory, a hub id `owner/name`, optionally `@revision`, or a model or
+            pipeline object of the original package, of which only config and tensors are read.
         family: name of the family; None recognises it from the config.
         dtype: type of the weights in memory: float32, float64, bfloat16 or float16.
         device: where the model goes, such as `cpu` or `cuda:0`.

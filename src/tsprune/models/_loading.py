@@ -27,7 +27,7 @@ from tsprune.stages import write_text
 from tsprune.training_state import write_tensors
 
 WEIGHTS, INDEX, CONFIG, PLAN = "model.safetensors", "model.safetensors.index.json", "config.json", "plan.json"
-BUNDLED = ("mini",)
+BUNDLED = ("mini", "mini-moe")
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -41,7 +41,8 @@ def load(source: str | Path, *, family: str | None = None, dtype: str = "float32
     """Load a model.
 
     Args:
-        source: `mini` (inside the package), a directory, or a hub id `owner/name`, optionally `@revision`.
+        source: `mini` or `mini-moe` (inside the package), a directory, or a hub id `owner/name`, optionally
+            `@revision`.
         family: name of the family; None recognises it from the config.
         dtype: type of the weights in memory: float32, float64, bfloat16 or float16.
         device: where the model goes, such as `cpu` or `cuda:0`.
