@@ -95,11 +95,11 @@ class AdapterTrainee(Trainee):
         return self.plain.requires_grad_(True).eval()
 
 
-def adapted_paths(model: Forecaster) -> list[str]:
+def adapted_paths(model: Forecaster, flag: str = "--tuning lora", cure: str = "use --tuning full or head") -> list[str]:
     """Paths of the linear maps that get adapters: all of attention and feed-forward with inputs and outputs.
 
     Raises:
-        TspruneError: there is none.
+        TspruneError: there is none; with this flag and cure.
     """
     found = [
         f"{path}.{name}"
@@ -110,20 +110,18 @@ def adapted_paths(model: Forecaster) -> list[str]:
     ]
     if not found:
         raise TspruneError(
-            "--tuning lora: nothing is left in this model's attention and feed-forward blocks to adapt; "
-            "use --tuning full or head"
+            f"{flag}: nothing is left in this model's attention and feed-forward blocks to adapt; {cure}"
         )
     return found
 
 
-def check_peft() -> None:
-    """Raise TspruneError unless peft can be imported, without importing it: that takes seconds."""
+def check_peft(flag: str = "--tuning lora", cure: str = "use --tuning full or head") -> None:
+    """Raise TspruneError, with this flag and cure, unless peft can be imported; importing it takes seconds."""
     import importlib.util
 
     if importlib.util.find_spec("peft") is None:
         raise TspruneError(
-            "--tuning lora needs the package peft, which is not installed; pip install 'tsprune[lora]', or use "
-            "--tuning full or head"
+            f"{flag} needs the package peft, which is not installed; pip install 'tsprune[lora]', or {cure}"
         )
 
 

@@ -15,15 +15,21 @@ from tsprune.settings import FinetuneSettings, PruneSettings
 from tsprune.stages import Run, read_json, write_json
 from tsprune.tuning_modes import trainee
 
-CANDIDATES = 3
+USUAL_CANDIDATES = 3
 SHARE = 0.6
 LEAST, MOST = 40, 4000
 
 
 def fit_minutes(
-    minutes: float, ready: Prepared, pruning: PruneSettings, tuning: FinetuneSettings, run: Run, progress: Progress
+    minutes: float,
+    ready: Prepared,
+    pruning: PruneSettings,
+    tuning: FinetuneSettings,
+    run: Run,
+    progress: Progress,
+    candidates: int = USUAL_CANDIDATES,
 ) -> FinetuneSettings:
-    """Settings whose three equal tunings take about six tenths of the budget; the rest goes to pruning and testing.
+    """Settings whose equal tunings take about six tenths of the budget; the rest goes to pruning and testing.
 
     The speed is measured once and stored in the run directory, so that a resumed run takes the same number of
     steps. Results then depend on the machine's speed, unlike those of a run without a budget.
@@ -35,15 +41,17 @@ def fit_minutes(
         tuning: settings to be changed in their steps.
         run: the run directory.
         progress: told what was decided.
+        candidates: how many are tuned.
     """
     inputs = {**ready.identity, "minutes": minutes, "batch": tuning.batch, "rounds": pruning.rounds}
+    inputs |= {"candidates": candidates} if candidates != USUAL_CANDIDATES else {}
 
     def measure(work: Path) -> None:
         seconds = _seconds_per_step(ready, tuning)
         trials = tuning.searched_rates
         share = tuning.search_steps / tuning.steps
         # Bounded before it is rounded: a budget beyond all measure is no whole number.
-        steps = int(min(MOST, max(LEAST, SHARE * minutes * 60 / (CANDIDATES * seconds * (1 + trials * share)))))
+        steps = int(min(MOST, max(LEAST, SHARE * minutes * 60 / (candidates * seconds * (1 + trials * share)))))
         write_json(work / "steps.json", {"steps": steps, "seconds_per_step": seconds, "share": share})
 
     found = read_json(run.stage("budget", inputs | asdict(tuning), measure) / "steps.json")

@@ -16,6 +16,7 @@ from tsprune.modelcommands import ConvertSettings, ModelsSettings, run_convert, 
 from tsprune.progress import Bar, Progress
 from tsprune.settings import (
     BaselineSettings,
+    CandidateSettings,
     FinetuneSettings,
     PretrainSettings,
     PruneSettings,
@@ -120,6 +121,7 @@ def _baselines(chosen: Chosen) -> tuple[str, ...]:
 
 def run_specialize(chosen: Chosen, quiet: bool) -> None:
     """Prune and fine-tune a model on your series, compare it with the alternatives, and report."""
+    from tsprune import candidates
     from tsprune.budget import fit_minutes
     from tsprune.evaluation.baselines import names
     from tsprune.report.words import human
@@ -133,17 +135,22 @@ def run_specialize(chosen: Chosen, quiet: bool) -> None:
     if place.minutes < 0:
         raise TspruneError(f"--minutes {place.minutes} must not be negative")
     tuning, pruning = chosen.make(FinetuneSettings), chosen.make(PruneSettings)
-    baselines = _baselines(chosen)
+    baselines, trained = _baselines(chosen), chosen.make(CandidateSettings).candidates
     check_pruning(pruning)
     check_tuning(tuning)
+    candidates.check(trained, pruning, tuning)
     out = Path(place.out)
     check_place(out / "model")
     ready = _prepared(chosen, progress, "sizes")
     pruning = check_pruning(pruning, ready.model)
     check_tuning(tuning, ready.model)
+    candidates.check(trained, pruning, tuning, ready)
     if place.minutes:
-        tuning = fit_minutes(place.minutes, ready, pruning, tuning, Run(out), progress)
-    done = Specialization(ready, out, pruning, tuning, progress, baselines).run()
+        tuned = candidates.tuned(trained)
+        tuning = fit_minutes(place.minutes, ready, pruning, tuning, Run(out), progress, len(tuned))
+        for name in sorted(set(trained) - set(tuned)):
+            progress.say(f"note: --minutes does not shorten {name}, which gets its published budget")
+    done = Specialization(ready, out, pruning, tuning, progress, baselines, trained).run()
     show_results(dict(done.results))
     print(f"report: {out / 'report.html'}")
     best = done.results["chosen"]
@@ -351,7 +358,7 @@ _ALL = (
     Command(
         "specialize",
         run_specialize,
-        (TaskSettings, RunOutput, PruneSettings, FinetuneSettings, BaselineSettings, ReadOptions),
+        (TaskSettings, RunOutput, PruneSettings, FinetuneSettings, CandidateSettings, BaselineSettings, ReadOptions),
     ),
     Command("score", run_score, (TaskSettings, ScoreOutput, PruneSettings, ReadOptions)),
     Command("prune", run_prune, (TaskSettings, PruneOutput, PruneSettings, ReadOptions)),

@@ -161,8 +161,9 @@ def assemble(
     trials: Mapping[str, Any],
     chosen: str,
     seconds: Mapping[str, float],
+    remarks: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """The content of `results.json`, schema 1."""
+    """The content of `results.json`, schema 1; `remarks` are what else there is to say of a candidate, by name."""
     from tsprune.report import verdict
 
     test = stages["test"]
@@ -175,7 +176,9 @@ def assemble(
                 "validation": validation[name]["metrics"],
                 "test": found["metrics"],
                 **{key: found[key] for key in ("parameters", "flops", "latency_ms", "latency_spread_ms")},
-                "notes": "; ".join(dict.fromkeys([*validation[name]["notes"], *found["notes"]])),
+                "notes": "; ".join(
+                    dict.fromkeys([*remarks.get(name, ()), *validation[name]["notes"], *found["notes"]])
+                ),
             }
             for name, found in test["candidates"].items()
         ],

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from tsprune.amounts import byte_count
 from tsprune.blocks.kinds import KINDS, USUAL
+from tsprune.candidates import DEFAULT as TRAINED
+from tsprune.candidates import ordered
 from tsprune.errors import TspruneError
 from tsprune.evaluation.baselines import DEFAULT
 from tsprune.registry import known, names
@@ -68,6 +70,22 @@ class BaselineSettings:
         """Refuse unknown names; the others become those of their files, each once."""
         found = (known("tsprune.evaluation.baselines", name, "--baselines") for name in self.baselines)
         object.__setattr__(self, "baselines", tuple(dict.fromkeys(found)))
+
+
+@dataclass(frozen=True)
+class CandidateSettings:
+    """What is trained and compared."""
+
+    candidates: tuple[str, ...] = option(
+        TRAINED,
+        f"Models to train and compare: {', '.join(names('tsprune.candidates'))}; prune_then_finetune must be among "
+        "them. All that are tuned get as many learning rates and steps; those from scratch get their published budget. "
+        "lora needs the extra tsprune[lora], itransformer_scratch needs --together.",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names; the others become those of their files, each once, in the order of the table."""
+        object.__setattr__(self, "candidates", ordered(self.candidates))
 
 
 @dataclass(frozen=True)
@@ -202,7 +220,9 @@ class FinetuneSettings:
         0.95, "Decay of the running mean of the weights, which is what is validated and kept; 0 keeps the weights."
     )
     dropout: float | None = option(
-        None, "Rate of every dropout while any candidate trains. Default: the model's own rate."
+        None,
+        "Rate of every dropout while a candidate is tuned; those from scratch keep the published one. Default: the "
+        "model's own rate.",
     )
     distill: float = option(
         0.0, "Weight of following the dense model's forecasts beside the task's loss, below 1; 0 is off."

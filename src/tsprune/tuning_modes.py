@@ -109,13 +109,10 @@ class HeadTrainee(Trainee):
         return {name: p.detach() for name, p in self.network.named_parameters() if p.requires_grad}
 
 
-def check_head(model: Forecaster) -> None:
-    """Raise TspruneError when the family does not say which part is its forecast head."""
+def check_head(model: Forecaster, flag: str = "--tuning head", cure: str = "use --tuning full or lora") -> None:
+    """Raise TspruneError, with this flag and cure, when the family does not say which part is its forecast head."""
     if not model.head_paths:
-        raise TspruneError(
-            f"--tuning head: family {model.family} does not say which part is its forecast head; use --tuning full "
-            "or lora"
-        )
+        raise TspruneError(f"{flag}: family {model.family} does not say which part is its forecast head; {cure}")
 
 
 class _Dead:

@@ -12,13 +12,15 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsprune.candidates import PRUNED, SCRATCH
 from tsprune.errors import TspruneError
 from tsprune.report import figures
 from tsprune.report.figures import ForecastExample
 from tsprune.report.removal import removal_map
 from tsprune.report.table import COLUMNS
-from tsprune.report.verdict import PRUNED, verdict
+from tsprune.report.verdict import verdict
 from tsprune.report.words import (
+    CONTROLS,
     SAME,
     Results,
     candidates_by_name,
@@ -153,6 +155,7 @@ def _context(
         "pruning": pruning,
         "rounds_svg": _markup(figures.rounds_figure(pruning, "rounds")) if pruning.get("rounds") else "",
         "search": _search(results),
+        "scratch": any(name.endswith(SCRATCH) for name in results.get("search") or {}),
         "size_svg": _markup(figures.size_figure(results, "size")),
         "repairs": list(protocol.get("repairs") or []),
         "inferred": dict(protocol.get("inferred") or {}),
@@ -179,7 +182,7 @@ def _facts(found: Mapping[str, Results], chosen: str) -> list[dict[str, str]]:
                 value = "about the same" if abs(moved) < SAME else f"{'−' if moved < 0 else '+'}{percent(moved)}"
                 facts.append({"value": value, "label": f"test MSE against {human(reference)}"})
     base = found.get("zero_shot") or found.get("full_finetuning")
-    if base is not None and chosen in (PRUNED, "random_prune_finetune"):
+    if base is not None and chosen in (PRUNED, *CONTROLS):
         for key, label in (
             ("parameters", "of the unpruned model's parameters"),
             ("latency_ms", "of the unpruned model's latency"),
@@ -236,7 +239,9 @@ def _search(results: Results) -> list[dict[str, Any]]:
             }
             for i, (t, loss) in enumerate(zip(tries, losses, strict=True))
         ]
-        tables.append({"name": name, "rows": rows})
+        own = (results.get("trained") or {}).get(name) or {}
+        told = [str(own[key]) for key in ("start", "training", "budget") if own.get(key)]
+        tables.append({"name": name, "rows": rows, "how": "; ".join(told)})
     return tables
 
 

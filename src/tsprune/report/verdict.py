@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+from tsprune.candidates import PRUNED
 from tsprune.report.words import (
+    CONTROLS,
     SAME,
     Results,
     baselines,
@@ -17,9 +19,9 @@ from tsprune.report.words import (
     number,
     percent,
     references,
+    rivals,
 )
 
-PRUNED = "prune_then_finetune"
 _METRICS = ("mse", "mae")
 
 
@@ -100,10 +102,12 @@ def _costs(found: dict[str, Results], chosen: str) -> str:
     if chosen == "seasonal_naive":
         return "it is a rule without parameters: no model is needed."
     before, after = number(base.get("parameters")), number(own.get("parameters"))
-    if chosen in baselines():
+    if chosen in rivals(found):
         size = f"has {count_text(after)} parameters" if after > 0 else "keeps no parameters"
         return f"it {size}: no pretrained model is needed."
-    if chosen in ("zero_shot", "full_finetuning"):
+    # The score may have kept everything, too; then it is said what that cost.
+    whole = after == before and chosen not in (PRUNED, "random_prune_finetune")
+    if whole or chosen in ("zero_shot", "full_finetuning"):
         return f"it keeps all {count_text(after, 'its')} parameters: nothing was removed, and it is not faster."
     slow, fast = number(base.get("latency_ms")), number(own.get("latency_ms"))
     if not (before > 0 and after > 0):
@@ -147,8 +151,10 @@ def admissions(results: Results) -> list[str]:
         said.append("no model was preferred to repeating the last season")
     elif chosen in baselines():
         said.append(f"no model was preferred to {human(chosen)}")
-    rivals = [name for name in references(found) if name in baselines()]
-    for simple in (*rivals, "zero_shot"):
+    compared = references(found)
+    simple_ones = [name for name in compared if name in rivals(found)]
+    known = {*compared, *rivals(found), PRUNED, *CONTROLS}
+    for simple in (*simple_ones, "zero_shot", *(name for name in found if name not in known)):
         if simple in found and chosen != simple:
             excess = _excess(found, chosen, simple, "test")
             verb = "does not clearly beat" if "though" in excess else "loses to"
@@ -167,8 +173,8 @@ def _on_pruning(found: dict[str, Results], chosen: str) -> list[str]:
         close = _compare(found[PRUNED], found[chosen], "validation")
         if close and not any(_sides(close)):
             more = " by less than 1 %"
-        if chosen == "random_prune_finetune":
-            return [f"choosing what to prune did not pay: validation preferred random pruning{more}"]
+        if chosen in CONTROLS:
+            return [f"choosing what to prune did not pay: validation preferred {CONTROLS[chosen]}{more}"]
         return [f"pruning did not pay: validation preferred {human(chosen)}{more}"]
     said = []
     if "full_finetuning" in found:
@@ -177,8 +183,9 @@ def _on_pruning(found: dict[str, Results], chosen: str) -> list[str]:
             said.append(f"against full fine-tuning pruning did not clearly pay in accuracy (test {excess})")
         elif excess:
             said.append(f"in accuracy pruning did not pay: on test it is worse than full fine-tuning ({excess})")
-    if "random_prune_finetune" in found:
-        changes = _compare(found[PRUNED], found["random_prune_finetune"], "test")
-        if changes and not _sides(changes)[0]:
-            said.append("random pruning did as well on test, so nothing here shows that the score mattered")
+    controls = {
+        words: _compare(found[PRUNED], found[name], "test") for name, words in CONTROLS.items() if name in found
+    }
+    if equal := [words for words, changes in controls.items() if changes and not _sides(changes)[0]]:
+        said.append(f"{' and '.join(equal)} did as well on test, so nothing here shows that the score mattered")
     return said

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from tsprune.candidates import SCRATCH
 from tsprune.errors import TspruneError
 from tsprune.registry import names
 
@@ -24,7 +25,19 @@ NAMES = {
     "full_finetuning": "full fine-tuning",
     "random_prune_finetune": "random prune, then fine-tune",
     "prune_then_finetune": "prune, then fine-tune",
+    "head_only": "fine-tuning the head only",
+    "lora": "LoRA",
+    "magnitude_prune_finetune": "magnitude prune, then fine-tune",
+    "layer_drop_finetune": "layer drop, then fine-tune",
+    "patchtst_scratch": "PatchTST from scratch",
+    "itransformer_scratch": "iTransformer from scratch",
 }
+CONTROLS = {
+    "random_prune_finetune": "random pruning",
+    "magnitude_prune_finetune": "pruning by magnitude",
+    "layer_drop_finetune": "dropping whole layers",
+}
+"""Candidates that are cut to the same size without the score, and the way they are cut."""
 SAME = 1.0
 """Differences below this many percent are "about the same"."""
 
@@ -40,12 +53,17 @@ def baselines() -> frozenset[str]:
     return frozenset(names("tsprune.evaluation.baselines"))
 
 
+def rivals(found: Mapping[str, Results]) -> list[str]:
+    """The candidates that owe nothing to the pretrained model: baselines, and networks trained from scratch."""
+    return [name for name in found if name in baselines() or name.endswith(SCRATCH)]
+
+
 def references(found: Mapping[str, Results]) -> list[str]:
     """What the chosen candidate is compared with: the model as it came, fully tuned, seasonal naive, the best rival.
 
-    The best rival is the baseline with the lowest test MSE, where that is not seasonal naive already.
+    The best rival is the one with the lowest test MSE, where that is not seasonal naive already.
     """
-    errors = {name: metric(found[name], "test", "mse") for name in found if name in baselines()}
+    errors = {name: metric(found[name], "test", "mse") for name in rivals(found)}
     known = {name: error for name, error in errors.items() if not math.isnan(error)}
     best = [min(known, key=lambda name: known[name])] if known else []
     named = dict.fromkeys(("zero_shot", "full_finetuning", "seasonal_naive", *best))
