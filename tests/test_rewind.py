@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import tsprune
-import tsprune.specializing
 from running import FAST, SMALL, called, fill, no_figures, without_timings
 from tsprune.budget import _seconds_per_step
+from tsprune.candidates import _workshop
 from tsprune.errors import TspruneError
 from tsprune.finetuning import finetune
 from tsprune.plan import Plan
@@ -88,7 +88,7 @@ def test_when_rewinding_then_scores_come_from_the_fully_tuned_model_and_every_tu
 ) -> None:
     scored: list[Any] = []
     teachers: list[Any] = []
-    pruning, tuning = tsprune.specializing.prune_by_rounds, tsprune.specializing.finetune_to
+    pruning, tuning = _workshop.prune_by_rounds, _workshop.finetune_to
 
     def watch_pruning(ready: Any, settings: Any, base: Any, *more: Any) -> Any:
         scored.append(base)
@@ -98,8 +98,8 @@ def test_when_rewinding_then_scores_come_from_the_fully_tuned_model_and_every_tu
         teachers.append(more["teacher"])
         return tuning(*given, **more)
 
-    monkeypatch.setattr(tsprune.specializing, "prune_by_rounds", watch_pruning)
-    monkeypatch.setattr(tsprune.specializing, "finetune_to", watch_tuning)
+    monkeypatch.setattr(_workshop, "prune_by_rounds", watch_pruning)
+    monkeypatch.setattr(_workshop, "finetune_to", watch_tuning)
     found = run(home, "watched")
     assert_equal(scored[0], tsprune.load(stage(found, "full-finetuning") / "model"))
     dense = tsprune.load(stage(found, "adapt") / "model")
@@ -142,7 +142,7 @@ def test_when_a_rewinding_run_is_killed_then_it_ends_as_if_never_killed(
 
     count = {"finetune_to": 0}
     names = {"full": "finetune_to", "prune": "prune_by_rounds", "rewind": "one_shot", "tuned": "finetune_to"}
-    real: Callable[..., Any] = getattr(tsprune.specializing, names[at])
+    real: Callable[..., Any] = getattr(_workshop, names[at])
 
     def dying(*given: Any, **more: Any) -> Any:
         done = real(*given, **more)
@@ -152,7 +152,7 @@ def test_when_a_rewinding_run_is_killed_then_it_ends_as_if_never_killed(
         return done
 
     with monkeypatch.context() as patch:
-        patch.setattr(tsprune.specializing, names[at], dying)
+        patch.setattr(_workshop, names[at], dying)
         with pytest.raises(Killed):
             run(home, f"killed-{at}")
     again = run(home, f"killed-{at}")
