@@ -33,7 +33,7 @@ RECIPES = {
     "chronos_bolt": ("--steps", "6000", "--decay-steps", "2000"),
     "timer_xl": ("--steps", "5000", "--decay-steps", "1700"),
     "ttm": ("--steps", "4000", "--decay-steps", "1400"),
-    "moirai": ("--steps", "3000", "--decay-steps", "1100"),
+    "moirai": ("--steps", "2400", "--decay-steps", "900"),
     "time_moe": ("--steps", "2000", "--decay-steps", "800", "--batch", "32"),
 }
 """What `tsprune pretrain --size mini` is given for each family, beside the corpus; the rest are its defaults."""
