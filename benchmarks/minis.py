@@ -45,7 +45,7 @@ TUNING = {
     "time_moe": FinetuneSettings(steps=100, search_steps=20, batch=16),
 }
 """Where a step costs more than in the others: fewer or smaller ones, for every candidate of the family alike."""
-WINDOWS = {"chronos_bolt": 800, "time_moe": 2000}
+WINDOWS = {"chronos_bolt": 800, "moirai": 2000, "time_moe": 2000}
 """Test windows at most where a long horizon takes many passes: quantile paths, or one value at a time."""
 
 
