@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,19 @@ RECIPES = {
     "chronos_bolt": ("--steps", "6000", "--decay-steps", "2000"),
     "timer_xl": ("--steps", "5000", "--decay-steps", "1700"),
     "ttm": ("--steps", "4000", "--decay-steps", "1400"),
-    "moirai": ("--steps", "3000", "--decay-steps", "1100"),
+    "moirai": ("--steps", "2400", "--decay-steps", "900"),
     "time_moe": ("--steps", "2000", "--decay-steps", "800", "--batch", "32"),
 }
 """What `tsprune pretrain --size mini` is given for each family, beside the corpus; the rest are its defaults."""
 TUNED_ON = ("ETTh1", "ETTm2")
-TUNING = {"time_moe": FinetuneSettings(batch=16, steps=100, search_steps=20)}
-"""Where every value is a token, steps cost much more: fewer and smaller ones, for every candidate alike."""
-
-WINDOWS = {"chronos_bolt": 1500, "time_moe": 2000}
+SHORTER = FinetuneSettings(steps=100, search_steps=20)
+TUNING = {
+    "chronos_bolt": SHORTER,
+    "moirai": SHORTER,
+    "time_moe": FinetuneSettings(steps=100, search_steps=20, batch=16),
+}
+"""Where a step costs more than in the others: fewer or smaller ones, for every candidate of the family alike."""
+WINDOWS = {"chronos_bolt": 800, "moirai": 2000, "time_moe": 2000}
 """Test windows at most where a long horizon takes many passes: quantile paths, or one value at a time."""
 
 
@@ -105,6 +110,7 @@ def add(out: Path, family: str, place: Path, found: dict[Cell, dict[str, Any]], 
         "context": model.context_length,
         "native_horizon": model.native_horizon,
         "test_windows": setup["windows"],
+        "tuning": asdict(TUNING.get(family, FinetuneSettings())),
         "config": preset(family, "mini"),
         "zero_shot": rows | {"summary": zero_shot.summary(rows)},
         "specialize": {"summary": specialize.summary(runs), "runs": runs},

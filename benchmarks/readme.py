@@ -1,4 +1,4 @@
-"""The picture and the table of the README, from committed JSON.
+"""The picture and the table of the README and the page about the minis, from committed JSON.
 
 python benchmarks/readme.py
 """
@@ -34,6 +34,56 @@ def main() -> None:
     readme.write_text(
         re.sub(r"<!-- table: .*?<!-- end of table -->", lambda _: block, text, flags=re.S), encoding="utf-8"
     )
+    path = ROOT / "benchmarks/results/minis.json"
+    (ROOT / "docs/minis.md").write_text(minis(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
+
+
+def minis(found: dict) -> str:
+    families, horizon = found["families"], found["horizon"]
+    first = next(iter(families.values()))
+    sets = [name for name in first["zero_shot"] if name != "summary"]
+    lines = [
+        "# Small models of further families, pretrained here",
+        "",
+        "Each was made by one command on simulated and public series, none of them among the sets below.",
+        f"Horizon {horizon}, test parts of the long-horizon protocol, evenly spread windows. `time_moe` is inside the",
+        "package as `mini-moe`; the others are made by their command, which also continues where it was stopped.",
+        "Script: `benchmarks/minis.py`, JSON: `benchmarks/results/minis.json`; `benchmarks/readme.py` writes this.",
+        "",
+        *row("family", "parameters", "context", "made by", head=True),
+    ]  # fmt: skip
+    for name, one in families.items():
+        lines += row(f"`{name}`", f"{one['parameters'] / 1e6:.2f} M", one["context"], f"`{one['recipe']}`")
+    lines += ["", "## Without tuning", "", "MSE over that of seasonal naive; below 1 is better.", ""]
+    lines += row("family", *sets, "better on", "geometric mean", head=True)
+    for name, one in families.items():
+        ratios = [f"{one['zero_shot'][place]['ratio']['mse']:.3f}" for place in sets]
+        told = one["zero_shot"]["summary"]
+        wins = f"{told['wins_mse']:.0f} of {len(sets)}"
+        lines += row(f"`{name}`", *ratios, wins, f"{told['geometric_mean_mse_ratio']:.3f}")
+    lines += ["", "## Specialised", "", "Test MSE of `tsprune specialize`, validation's choice in bold; one seed.", ""]
+    names = present(first["specialize"]["runs"])
+    lines += row("family", "set", *names.values(), "parameters left", head=True)
+    for name, one in families.items():
+        for run in one["specialize"]["runs"]:
+            entries = {c["name"]: c for c in run["candidates"]}
+            marks = {candidate: "**" * (run["chosen"] == candidate) for candidate in names}
+            cells = [f"{mark}{entries[who]['test']['mse']:.3f}{mark}" for who, mark in marks.items()]
+            left = entries["prune_then_finetune"]["parameters"] / entries["full_finetuning"]["parameters"]
+            lines += row(f"`{name}`", run["set"], *cells, f"{left:.0%}")
+    return "\n".join([*lines, "", f"{found['machine']}.", ""])
+
+
+def row(*cells: object, head: bool = False) -> list[str]:
+    """A row of a Markdown table; a head with the rule under it."""
+    text = "| " + " | ".join(str(cell) for cell in cells) + " |"
+    return [text, "|" + "---|" * len(cells)] if head else [text]
+
+
+def present(runs: list[dict]) -> dict[str, str]:
+    """Shown names of the candidates that the runs have, in the order of the table."""
+    there = {candidate["name"] for run in runs for candidate in run["candidates"]}
+    return {name: shown for name, shown in NAMES.items() if name in there}
 
 
 def table(found: dict) -> str:
@@ -45,7 +95,7 @@ def table(found: dict) -> str:
         "| candidate | " + " | ".join(sets) + " | parameters | latency, batch 1 |",
         "|---|" + "---|" * (len(sets) + 2),
     ]
-    for name, shown in NAMES.items():
+    for name, shown in present(found["runs"]).items():
         cells, sizes, times = [], [], []
         for one in sets:
             runs = [run for run in found["runs"] if run["set"] == one]

@@ -310,3 +310,16 @@ def test_contexts_are_long_enough_to_learn_from_where_a_value_is_a_token(tmp_pat
     lengths = {training.draw(step).context.shape[1] for step in range(60)}
     assert len(lengths) > 2
     assert min(lengths) >= 16
+
+
+@pytest.mark.parametrize(
+    "family", [name for name in tiny.ALL_FAMILIES if tiny.tiny_model(name).capabilities.multivariate]
+)
+def test_families_that_relate_series_learn_from_groups_of_them(family: str, tmp_path: Path) -> None:
+    model = tiny.tiny_model(family)
+    training = Pretraining(model, tmp_path, replace(SHORT, groups=1.0, batch=16), None)
+    batches = [training.draw(step) for step in range(6)]
+    assert all(batch.group_ids is not None for batch in batches)
+    known = [batch for batch in batches if batch.future is not None and not bool(batch.future.isnan().all())]
+    assert bool(known) == model.capabilities.known_covariates
+    assert all(np.isfinite(training.one_step()) for _ in range(6))

@@ -186,3 +186,15 @@ def test_impossible_calls_are_refused() -> None:
         broken.get_submodule("encoder.block.0.layer.2.mlp").wi.weight[0] = torch.inf  # type: ignore[union-attr, index]
     with pytest.raises(TspruneError, match="not finite"):
         repair(broken, kept, BATCHES)
+
+
+def test_experts_that_are_gone_or_get_no_token_are_left_as_they_are() -> None:
+    model = tiny_model("time_moe")
+    path = next(name for name, group in model.unit_groups().items() if group.kind == "expert").rsplit("/", 1)[0]
+    count = model.unit_groups()[f"{path}/expert"].units
+    before = {f"{path}/expert": [0, 1]}
+    after = before | {f"{path}.experts.{one}/ffn_channel": [0, 2, 3] for one in range(count)}
+    was = copy.deepcopy(model.state_dict())
+    repair_masked(model, before, after, BATCHES)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, was[name])}
+    assert changed == {f"{path}.experts.{one}.wo.weight" for one in (0, 1)}

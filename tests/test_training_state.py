@@ -113,6 +113,12 @@ def test_tensors_that_share_memory_are_written_whole(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], value) for name, value in views.items())
 
 
+def test_a_file_of_tensors_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", {"one": torch.ones(2)})
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 @pytest.mark.parametrize("moment", ["while writing", "before renaming"])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str

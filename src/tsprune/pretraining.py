@@ -187,9 +187,10 @@ class Pretraining:
         groups = torch.from_numpy(ids)
         if not self.model.capabilities.known_covariates:
             return Batch(past, target, group_ids=groups)
-        leads = torch.from_numpy(np.arange(len(ids)) % size == 0)[:, None] & (rng.random() < 0.5)
-        future = torch.where(leads, target, missing)
-        return Batch(past, torch.where(leads, missing, target), group_ids=groups, future=future)
+        leads = torch.from_numpy(np.arange(len(ids)) % size == 0) & (rng.random() < 0.5)
+        future = torch.where(leads[:, None], target, missing)
+        target = torch.where(leads[:, None], missing, target)
+        return Batch(past, target, group_ids=groups, future=future, is_target=~leads)
 
     def _rate(self, step: int) -> float:
         """Warm-up, then constant, then linear to 0: a longer run shares all but the last part with a shorter one."""

@@ -45,6 +45,9 @@ def repair_masked(
     with model.masked(before):
         grams = _gram_matrices(model, {path: block for path, (block, _) in cut.items()}, batches)
     for path, (block, entries) in cut.items():
+        if path not in grams:
+            # An expert that no token was sent to, or that is gone already: there is nothing to fit with.
+            continue
         weight = _projection(block).weight
         entries = entries.to(weight.device)
         with torch.no_grad():

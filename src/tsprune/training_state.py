@@ -29,7 +29,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # The library makes files that only their owner may read; others get what the user's mask grants them.
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(copies, partial, dict(metadata or {}))
+        partial.chmod(mode)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         raise unwritable(path, error) from error
