@@ -209,3 +209,17 @@ def test_a_sandwiched_branch_without_channels_adds_nothing() -> None:
     group = branch.inner.unit_groups("m")[0]  # type: ignore[union-attr]
     group.set_mask(torch.zeros(4, dtype=torch.bool))
     assert torch.equal(branch(x), x)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_over_a_single_key_queries_and_keys_get_exactly_no_gradient(causal: bool) -> None:
+    torch.manual_seed(1)
+    width = 33  # At narrow heads the rounding of the fused kernel happens to cancel out.
+    block, x = Attention(D, H, width, bias=True), tokens(rows=64, length=1).float()
+    out = block(x, causal=causal)
+    torch.testing.assert_close(out, block.o(block.v(x)))
+    out.pow(3).sum().backward()
+    for part in (block.q, block.k):
+        assert all(parameter.grad is None or not parameter.grad.any() for parameter in part.parameters())
+    assert block.v.weight.grad is not None
+    assert bool(block.v.weight.grad.any())

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import tsprune
+from tests.families.moirai_moe import MoiraiExperts
 from tests.tiny import tiny_batch, tiny_model, waves
 from tsprune.blocks.experts import MixtureOfExperts
 from tsprune.data.batch import Batch
@@ -134,3 +135,22 @@ def test_a_long_forecast_goes_patch_by_patch() -> None:
     found = made.forecast(batch, 30)
     torch.testing.assert_close(found[..., :16], made.forecast(batch, 16))
     torch.testing.assert_close(found[..., 16:], pooled_quantiles(samples, made.levels)[..., :14], rtol=1e-4, atol=1e-3)
+
+
+def test_reference_cases_get_both_losses_without_gradients_too() -> None:
+    made, ids = model(), torch.ones(1, 4, dtype=torch.long)
+    inputs = {
+        "target": waves(1, 64).view(1, 4, 16),
+        "observed_mask": torch.ones(1, 4, 16, dtype=torch.bool),
+        "sample_id": ids,
+        "time_id": torch.arange(4)[None],
+        "variate_id": 0 * ids,
+        "prediction_mask": torch.tensor([[False, False, False, True]]),
+        "patch_size": 16 * ids,
+    }
+    with_graph = MoiraiExperts().forward(made, inputs, {"kind": "module"})
+    with torch.no_grad():
+        without = MoiraiExperts().forward(made, inputs, {"kind": "module"})
+    for name in ("loss", "loss_same_token"):
+        torch.testing.assert_close(without[name], with_graph[name].detach())
+    assert float((without["loss"] - without["loss_same_token"]).abs()) > 1e-3

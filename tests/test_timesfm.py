@@ -307,3 +307,14 @@ def test_options_that_the_network_does_not_have_are_refused_by_name() -> None:
         newer(rope_parameters={"rope_type": "linear", "factor": 2.0})
     with pytest.raises(TspruneError, match="frequency 7"):
         older(frequency=7)
+
+
+def test_the_option_of_a_longer_context_widens_that_of_the_config() -> None:
+    series = waves(2, 112)
+    inputs = {"past_values.0": series[0], "past_values.1": series[1, :70]}
+    option = {"kwargs": {"forecast_context_len": 96}}
+    narrow, wide = newer(context_length=64), newer(context_length=96)
+    with torch.no_grad():
+        found = facts.TwoFive().forward(narrow, inputs, option)
+        expected = facts.TwoFive().forward(wide, inputs, {})
+    torch.testing.assert_close(found, expected)

@@ -73,7 +73,7 @@ class MoiraiExperts(Adapter):
         """The packed loss of each horizon token against its own values, and its gradients."""
         loss = _packed.packed_mean(-log_prob, packed.observed & packed.predicted[..., None], packed)
         if not torch.is_grad_enabled():
-            return {}
+            return {"loss_same_token": loss}
         named = dict(model.named_parameters())
         found = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
         pairs = zip(named.items(), found, strict=True)

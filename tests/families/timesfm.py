@@ -31,7 +31,7 @@ class _TimesFM(Adapter):
             if options.get(name):
                 raise TspruneError(f"option {name} has no counterpart here")
         count = sum(name.startswith("past_values.") for name in inputs)
-        length = int(options.get("forecast_context_len") or model.context_length)
+        length = int(options.get("forecast_context_len") or model.config["context_length"])
         series = [inputs[f"past_values.{number}"][-length:] for number in range(count)]
         return torch.stack([torch.nn.functional.pad(x, (length - len(x), 0), value=torch.nan) for x in series])
 
@@ -66,6 +66,8 @@ class TwoFive(_TimesFM):
         assert isinstance(model, TimesFM25)
         options = call.get("kwargs") or {}
         context = self._context(model, inputs, options)
+        # Here the option may widen the context too; 2.0 cuts it to that of the config all the same.
+        model.context_length = context.shape[1]
         flip, clamp = options.get("force_flip_invariance"), options.get("truncate_negative")
         model.flip = bool(model.config["force_flip_invariance"] if flip is None else flip)
         model.window_size = int(options.get("window_size") or 0)

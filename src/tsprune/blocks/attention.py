@@ -203,11 +203,16 @@ class Attention(Block):
         return rotate(x, table, self.shape.neighbours)
 
     def _plain(self, query: Tensor, value: Tensor) -> bool:
-        """Whether attention runs in separate steps: watched, without widths, or short in half precision on a CPU."""
+        """Whether attention runs in separate steps: watched, without widths, or short in half precision on a CPU.
+
+        So it does over a single key, too: that one takes all, so that no gradient reaches queries and keys. The fused
+        kernel leaves rounding in its place.
+        """
         cpu = query.device.type == "cpu"
         half = cpu and (query.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"))
         short = half and query.shape[-2] * value.shape[-2] < LONG
-        return short or self.watch is not None or not query.shape[-1] or not value.shape[-1]
+        single = value.shape[-2] == 1
+        return short or single or self.watch is not None or not query.shape[-1] or not value.shape[-1]
 
     def _attend(
         self,
