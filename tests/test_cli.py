@@ -135,7 +135,10 @@ def test_options_come_from_a_file(place: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_interrupted_run_says_that_it_continues(place: Path) -> None:
-    process = start(["specialize", *FAST, *TASK, "--steps", "2000", "--patience", "2000", "--out", "run"], place)
+    # What a shell starts in the background ignores the signal, and hands that on to us and our children.
+    heard: dict[str, Any] = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    long = ["--steps", "2000", "--patience", "2000"]
+    process = start(["specialize", *FAST, *TASK, *long, "--out", "run"], place, **heard)
     end = time.monotonic() + 60
     while not (place / "run" / "stages").exists() and time.monotonic() < end:
         time.sleep(0.02)
