@@ -98,12 +98,12 @@ class HeadShape:
         own = self.kv_of_head == tuple(range(self.kv_heads))
         return None if own else torch.tensor(self.kv_of_head, dtype=torch.long, device="cpu")
 
-    @property
+    @cached_property
     def pair_width(self) -> int:
         """Entries of the widest query or key head."""
         return max((self._width(g) for g in range(self.kv_heads)), default=0)
 
-    @property
+    @cached_property
     def value_width(self) -> int:
         """Entries of the widest value head."""
         return max(self.values, default=0)

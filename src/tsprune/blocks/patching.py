@@ -58,6 +58,9 @@ def fill_gaps(context: Tensor) -> Tensor:
     """
     length = context.shape[-1]
     observed = ~torch.isnan(context)
+    # Elsewhere the question would wait for the device.
+    if context.device.type == "cpu" and bool(observed.all()):
+        return context
     steps = torch.arange(length, device=context.device)
     left = torch.where(observed, steps, -1).cummax(-1).values
     right = torch.where(observed, steps, length).flip(-1).cummin(-1).values.flip(-1)
