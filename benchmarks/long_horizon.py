@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from tsprune.evaluation.protocols import ltsf
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """One set: file, split, season in steps (0 = from the frequency), and whether rows are kept as they stand."""
+class DataSet(ltsf.DataSet):
+    """How one set is read and split, as the protocol says, and the file it is in."""
 
-    file: str
-    split: str
-    season: int = 0
-    grid: str = "regular"
+    file: str = ""
 
 
-# weather has a repeated stamp and a gap; the published protocol counts rows. The dates of exchange_rate are synthetic,
-# so its naive forecast is the last value.
+PLAIN = ("exchange_rate", "electricity_7clients")
 SETS = {
-    "ETTh1": DataSet("ETTh1.csv.gz", "etth"),
-    "ETTh2": DataSet("ETTh2.csv.gz", "etth"),
-    "ETTm1": DataSet("ETTm1.csv.gz", "ettm"),
-    "ETTm2": DataSet("ETTm2.csv.gz", "ettm"),
-    "weather": DataSet("weather.csv.gz", "ratio 70/10/20", grid="rows"),
-    "exchange_rate": DataSet("exchange_rate.csv", "ratio 70/10/20", season=1),
-    "electricity_7clients": DataSet("electricity_7clients.csv", "ratio 70/10/20"),
+    name: DataSet(**asdict(one), file=f"{name}.csv{'' if name in PLAIN else '.gz'}") for name, one in ltsf.SETS.items()
 }
 
 
