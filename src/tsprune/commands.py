@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsprune.benchcommand import BenchSettings, run_bench
 from tsprune.data.reading import ReadOptions
 from tsprune.errors import TspruneError
 from tsprune.flags import Chosen
@@ -135,7 +136,8 @@ def run_specialize(chosen: Chosen, quiet: bool) -> None:
     if place.minutes < 0:
         raise TspruneError(f"--minutes {place.minutes} must not be negative")
     tuning, pruning = chosen.make(FinetuneSettings), chosen.make(PruneSettings)
-    baselines, trained = _baselines(chosen), chosen.make(CandidateSettings).candidates
+    baselines, named = _baselines(chosen), chosen.make(CandidateSettings)
+    trained = named.candidates
     check_pruning(pruning)
     check_tuning(tuning)
     candidates.check(trained, pruning, tuning)
@@ -149,8 +151,8 @@ def run_specialize(chosen: Chosen, quiet: bool) -> None:
         tuned = candidates.tuned(trained)
         tuning = fit_minutes(place.minutes, ready, pruning, tuning, Run(out), progress, len(tuned))
         for name in sorted(set(trained) - set(tuned)):
-            progress.say(f"note: --minutes does not shorten {name}, which gets its published budget")
-    done = Specialization(ready, out, pruning, tuning, progress, baselines, trained).run()
+            progress.say(f"note: --minutes does not shorten {name}; --scratch-epochs does")
+    done = Specialization(ready, out, pruning, tuning, progress, baselines, trained, named.scratch_epochs).run()
     show_results(dict(done.results))
     print(f"report: {out / 'report.html'}")
     best = done.results["chosen"]
@@ -365,6 +367,7 @@ _ALL = (
     Command("finetune", run_finetune, (TaskSettings, FinetuneOutput, FinetuneSettings, ReadOptions)),
     Command("evaluate", run_evaluate, (TaskSettings, EvaluateOutput, BaselineSettings, ReadOptions)),
     Command("predict", run_predict, (PredictSettings, ReadOptions), "model"),
+    Command("bench", run_bench, (BenchSettings,), "grid"),
     Command("pretrain", run_pretrain, (PretrainOutput, PretrainSettings)),
     Command("models", run_models, (ModelsSettings,), "family"),
     Command("convert", run_convert, (ConvertSettings,), "checkpoint"),

@@ -132,11 +132,7 @@ def from_file(path: Path, sections: Sequence[type]) -> dict[str, Any]:
         TspruneError: the file cannot be read, a key is unknown (the nearest known one is suggested) or given twice,
             or a value is empty text or of the wrong type.
     """
-    content = _yaml(path)
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise TspruneError(f"--config {path}: expected lines of 'option: value', found a {type(content).__name__}")
+    content = mapping(path, "--config")
     known = entries(sections)
     names = {_key(flag_of(entry)): name for name, (entry, _) in known.items()} | {name: name for name in known}
     values: dict[str, Any] = {}
@@ -159,13 +155,32 @@ def from_file(path: Path, sections: Sequence[type]) -> dict[str, Any]:
     return values
 
 
+def mapping(path: Path, flag: str) -> dict[Any, Any]:
+    """The lines of 'option: value' of a YAML file.
+
+    Args:
+        path: of the file.
+        flag: by which it was given, for messages; may be empty.
+
+    Raises:
+        TspruneError: it cannot be read, is not YAML or holds something else, or a key is given twice.
+    """
+    said = f"{flag} {path}".strip()
+    content = _yaml(path, said)
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise TspruneError(f"{said}: expected lines of 'option: value', found a {type(content).__name__}")
+    return content
+
+
 def _key(text: str) -> str:
     """A flag or a key of a file as the name of a field."""
     return text.removeprefix("--").replace("-", "_")
 
 
-def _yaml(path: Path) -> Any:
-    """The content of a YAML file; a key that is given twice is refused, as the first one would be dropped unseen."""
+def _yaml(path: Path, said: str) -> Any:
+    """The content of a YAML file; a key given twice is refused, as the first would be dropped unseen."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -174,7 +189,7 @@ def _yaml(path: Path) -> Any:
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
                 if key.value in seen:
                     line = key.start_mark.line + 1
-                    raise TspruneError(f"--config {path}: {key.value!r} is given twice (line {line}); keep one")
+                    raise TspruneError(f"{said}: {key.value!r} is given twice (line {line}); keep one")
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
 
@@ -184,9 +199,9 @@ def _yaml(path: Path) -> Any:
     except TspruneError:
         raise
     except OSError as error:
-        raise TspruneError(f"--config {path}: cannot be read ({error.strerror})") from None
+        raise TspruneError(f"{said}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise TspruneError(f"--config {path}: not valid YAML ({' '.join(str(error).split())})") from None
+        raise TspruneError(f"{said}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
 def _check_empty(value: Any, entry: Field[Any]) -> None:

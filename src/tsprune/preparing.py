@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -16,7 +16,7 @@ from tsprune.data.batch import Batch
 from tsprune.data.panel import Panel
 from tsprune.data.reading import ReadOptions, read
 from tsprune.data.split import Split
-from tsprune.data.windows import WindowSet
+from tsprune.data.windows import Grouping, WindowSet
 from tsprune.errors import TspruneError
 from tsprune.models import fingerprint, load
 from tsprune.settings import TaskSettings
@@ -152,6 +152,7 @@ def prepare(
     *,
     panel: Panel | None = None,
     model: Forecaster | None = None,
+    cut: Callable[[Panel, int, Grouping], Split] | None = None,
 ) -> Prepared:
     """Read, check and split the data and load the model; refuses what the family cannot honour.
 
@@ -160,6 +161,7 @@ def prepare(
         options: how to read the file.
         panel: data already read, instead of `task.data`.
         model: a model already loaded, instead of `task.model`.
+        cut: from panel, context and grouping to the split, instead of `task.split`, such as a protocol's.
 
     Raises:
         TspruneError: anything about the input that cannot be met.
@@ -182,8 +184,17 @@ def prepare(
             f"--context {model.context_length} or less"
         )
     context = task.context or default_context(panel, model, horizon)
-    grouping = "all" if task.together else "none"
-    split = Split.make(panel, horizon, context, task.split, grouping=grouping, pad=not task.context)  # type: ignore[arg-type]
+    grouping: Grouping = "all" if task.together else "none"
+    if cut is None:
+        split = Split.make(panel, horizon, context, task.split, grouping=grouping, pad=not task.context)
+    else:
+        split = cut(panel, context, grouping)
+    if task.train_share != 1:
+        split = replace(split, train_share=task.train_share)
+        notes.append(
+            f"only the latest {task.train_share:g} of the training windows of every series are used; scales are still "
+            "those of the whole train part"
+        )
     if horizon > model.native_horizon:
         notes.append(
             f"horizon {horizon} is longer than the {model.native_horizon} steps {model.family} gives at once: "

@@ -31,6 +31,10 @@ class TaskSettings:
     horizon: int = option(0, "Steps to forecast. Default: one season, at least 8 and at most 96 steps.")
     context: int = option(0, "Steps of history the model sees. Default: what the model can use and the data allows.")
     split: str = option("auto", "auto, 'ratio 70/10/20', holdout, etth, ettm, or 'date TRAIN_END VALIDATION_END'.")
+    train_share: float = option(
+        1.0,
+        "Share of the training windows that is used, the latest of each series: what a short history would give.",
+    )
     together: bool = option(False, "Forecast all series of the file jointly, as one group (families that can).")
     loss: str = option(
         "",
@@ -53,6 +57,8 @@ class TaskSettings:
         for name in ("batch_size", "validation_windows", "latency_batch"):
             if getattr(self, name) < 1:
                 raise TspruneError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        if not 0 < self.train_share <= 1:
+            raise TspruneError(f"--train-share {self.train_share:g} must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -82,10 +88,15 @@ class CandidateSettings:
         "them. All that are tuned get as many learning rates and steps; those from scratch get their published budget. "
         "lora needs the extra tsprune[lora], itransformer_scratch needs --together.",
     )
+    scratch_epochs: int = option(
+        0, "Epochs at most of candidates from scratch. Default: as many as their authors published, which may take hours."
+    )
 
     def __post_init__(self) -> None:
         """Refuse unknown names; the others become those of their files, each once, in the order of the table."""
         object.__setattr__(self, "candidates", ordered(self.candidates))
+        if self.scratch_epochs < 0:
+            raise TspruneError(f"--scratch-epochs {self.scratch_epochs} must not be negative")
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def specialize(
         return validated(section, {name: value for name, value in settings.items() if name in names})
 
     task, tuning, pruning = part(TaskSettings), part(FinetuneSettings), part(PruneSettings)
-    baselines, trained = part(BaselineSettings).baselines, part(CandidateSettings).candidates
+    baselines, chosen = part(BaselineSettings).baselines, part(CandidateSettings)
+    trained = chosen.candidates
     check(baselines)
     candidates.check(trained, pruning, tuning)
     loaded = None if isinstance(model, str | PathLike) else as_model(model)
@@ -100,7 +101,9 @@ def specialize(
     series = None if panel is None else as_panel(panel, options)
     prepared = prepare(replace(task, model=name), options, panel=series, model=loaded)
     quiet = progress or Progress(quiet=True)
-    return Specialization(prepared, Path(out), pruning, tuning, quiet, baselines, trained).run()
+    return Specialization(
+        prepared, Path(out), pruning, tuning, quiet, baselines, trained, chosen.scratch_epochs
+    ).run()
 
 
 class Specialization:
@@ -115,6 +118,7 @@ class Specialization:
         progress: Progress,
         baselines: Sequence[str] = DEFAULT,
         trained: Sequence[str] = candidates.DEFAULT,
+        scratch_epochs: int = 0,
     ) -> None:
         self.prepared, self.tuning, self.progress = prepared, tuning, progress
         check(baselines)
@@ -128,7 +132,7 @@ class Specialization:
         self.workplace = Run(out, progress.say)
         check_place(out / "model")
         self.base = {"tsprune": __version__, **prepared.identity}
-        self.workshop = Workshop(prepared, self.pruning, tuning, self.workplace, self.base, progress)
+        self.workshop = Workshop(prepared, self.pruning, tuning, self.workplace, self.base, progress, scratch_epochs)
 
     def run(self) -> Specialist:
         """All stages in order; finished ones are taken as they stand. The directory is locked meanwhile."""

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,20 @@ def _hold(directory: Path) -> _Held:
             held = _HELD[key] = _Held(key, _locked_file(key, directory), 0, os.getpid())
         held.users += 1
         return held
+
+
+@contextlib.contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Lock a directory against other processes while something works in it.
+
+    Raises:
+        TspruneError: another process works there, or the directory cannot be written.
+    """
+    mine = _hold(writable(directory))
+    try:
+        yield
+    finally:
+        mine.let_go()
 
 
 def _locked_file(key: Path, shown: Path) -> int:

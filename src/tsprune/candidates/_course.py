@@ -159,10 +159,13 @@ class Course:
         """How it was trained, for the results."""
         recipe, state = self.recipe, self.state
         apart = "windows of all series" if self.windows.grouping == "all" else "windows of single series"
+        budget = "its published budget"
+        if recipe.published:
+            budget = f"cut short from the published {recipe.published} epochs"
         steps = f"{many(self.per_epoch, 'step')} of {self.rows} {apart}"
         return {
             "training": f"trained from scratch with the settings published in {recipe.source}",
-            "budget": f"its published budget, not that of the tuned candidates: at most {recipe.epochs} epochs of "
+            "budget": f"{budget}, not that of the tuned candidates: at most {recipe.epochs} epochs of "
             f"{steps} at one learning rate, {recipe.rate:g}, {recipe.decay}; "
             f"{state['epoch']} were run, epoch {state['best_epoch']} validated best",
             "learning_rates": [recipe.rate],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,7 @@ class Recipe:
         patience: epochs without a better validation error after which it stops.
         rate: highest learning rate of Adam.
         decay: how the rate falls, one of `DECAYS`.
+        published: epochs as published, where they are cut short; else 0.
     """
 
     source: str
@@ -69,6 +70,11 @@ class Recipe:
     patience: int
     rate: float
     decay: str
+    published: int = 0
+
+    def inputs(self) -> dict[str, Any]:
+        """What decides the training, for the hash of its stage."""
+        return {name: value for name, value in asdict(self).items() if name != "published"}
 
 
 @dataclass(frozen=True)
@@ -92,10 +98,10 @@ class Published(Training):
 
     def stage(self, workshop: Workshop, candidate: Candidate, source: Path | None) -> Path:
         """The training."""
-        ready, recipe = workshop.prepared, self.recipe(workshop.prepared)
+        ready, recipe = workshop.prepared, self.shortened(workshop)
         # Neither weights nor loss of the pretrained model play a part, so that any run on these data may go on from it.
         inputs = {name: value for name, value in workshop.base.items() if name not in ("model", "loss")}
-        inputs |= {"family": self.family, "recipe": asdict(recipe), "candidate": candidate.name}
+        inputs |= {"family": self.family, "recipe": recipe.inputs(), "candidate": candidate.name}
 
         def make(work: Path) -> None:
             from tsprune.candidates._course import train_to
@@ -103,6 +109,12 @@ class Published(Training):
             train_to(ready, self.family, recipe, work, workshop.progress, f"train: {candidate.label}")
 
         return workshop.workplace.stage(candidate.name.replace("_", "-"), inputs, make)
+
+    def shortened(self, workshop: Workshop) -> Recipe:
+        """The recipe, with fewer epochs where the run says so."""
+        found = self.recipe(workshop.prepared)
+        most = workshop.scratch_epochs
+        return replace(found, epochs=most, published=found.epochs) if 0 < most < found.epochs else found
 
     def facts(self, workshop: Workshop, folder: Path) -> dict[str, Any]:
         """Settings and budget."""

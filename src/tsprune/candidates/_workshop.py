@@ -32,6 +32,7 @@ class Workshop:
         workplace: where the stages go.
         base: what every stage depends on.
         progress: told what happens.
+        scratch_epochs: epochs at most of candidates from scratch; 0 leaves them what was published.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class Workshop:
         workplace: Run,
         base: Mapping[str, Any],
         progress: Progress,
+        scratch_epochs: int = 0,
     ) -> None:
         self.prepared, self.pruning, self.tuning = prepared, pruning, tuning
         self.workplace, self.base, self.progress = workplace, base, progress
+        self.scratch_epochs = scratch_epochs
 
     @cached_property
     def start(self) -> Path | None:

@@ -50,6 +50,8 @@ class Split:
         min_context: fewest steps before an origin.
         grouping: "none", or "all" for windows over all series at once.
         notes: what the user should hear: fallbacks, series left out, padding.
+        train_share: share of the train windows of every series that is used, the latest ones. The scaler always sees
+            the whole train part, as is usual where data are said to be few.
     """
 
     panel: Panel
@@ -62,6 +64,7 @@ class Split:
     min_context: int
     grouping: Grouping = "none"
     notes: tuple[str, ...] = ()
+    train_share: float = 1.0
 
     @classmethod
     def make(
@@ -125,7 +128,8 @@ class Split:
         """Windows that lie in the train part entirely; raises TspruneError if none holds a value."""
         last = self.train_end - self.horizon
         first = np.where(last >= self.context, self.context, self.min_context)
-        return self._windows("train", first, last, stride)
+        windows = self._windows("train", first, last, stride)
+        return windows if self.train_share == 1 else windows.latest(self.train_share)
 
     def validation(self, stride: int = 1) -> WindowSet:
         """Windows whose targets lie in the validation part; raises TspruneError if none holds a value."""
@@ -144,7 +148,10 @@ class Split:
             "validation_end": self.validation_end,
             "test_end": self.test_end,
         }
-        return {"name": self.name} | {key: self._words(ends) for key, ends in borders.items()}
+        found = {"name": self.name} | {key: self._words(ends) for key, ends in borders.items()}
+        if self.train_share != 1:
+            found["train_share"] = f"the latest {self.train_share:g} of the train windows"
+        return found
 
     def _windows(self, part: str, first: Ints, last: Ints, stride: int) -> WindowSet:
         windows = cut_windows(

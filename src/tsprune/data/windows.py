@@ -140,6 +140,19 @@ class WindowSet:
             raise TspruneError("there is no window to sample from")
         return generator.choice(len(self), count, replace=count > len(self))
 
+    def latest(self, share: float) -> WindowSet:
+        """The most recent share of the windows of every series, at least one each.
+
+        Raises:
+            TspruneError: if the share is not above 0 and at most 1.
+        """
+        if not 0 < share <= 1:
+            raise TspruneError(f"a share of {share} windows was asked for, expected more than 0 and at most 1")
+        counts = np.bincount(self.series_index)
+        wanted = np.maximum(1, np.floor(share * counts + 0.5))[self.series_index]
+        until_end = np.cumsum(counts)[self.series_index] - np.arange(len(self))
+        return self._take(np.flatnonzero(until_end <= wanted), self.stride, self.notes)
+
     def subset(self, indices: ArrayLike) -> WindowSet:
         """Only the windows `indices`, in ascending order."""
         return self._take(np.unique(np.asarray(indices, np.int64)), self.stride, self.notes)

@@ -1,0 +1,87 @@
+"""The model as it came, and every candidate that starts from it: trained first, all of them, and measured then."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tsprune import candidates
+from tsprune.__about__ import __version__
+from tsprune.bench.jobs import Done, Job, Result, entries
+from tsprune.bench.spec import Spec
+from tsprune.bench.work import measured, on_device, readies, result_of
+from tsprune.candidates._workshop import Workshop
+from tsprune.errors import TspruneError
+from tsprune.evaluation.evaluate import Evaluation, Predictor
+from tsprune.preparing import Prepared
+from tsprune.progress import Progress
+from tsprune.proof import overlap
+from tsprune.stages import Run, read_json
+from tsprune.stagework import check_pruning
+from tsprune.tuningwork import check_tuning
+
+ZERO_SHOT = "zero_shot"
+Fold = tuple[Prepared, Predictor, dict[str, Evaluation]]
+
+
+def run(spec: Spec, job: Job, place: Path) -> Done:
+    """Train and measure; finished trainings of a job that was killed are taken as they stand."""
+    protocol = spec.protocol_of(entries(spec, job)[1], job.horizon)
+    seconds: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    folds: dict[str, list[Fold]] = {}
+    trials: dict[str, list[dict[str, Any]]] = {}
+    plans: dict[str, str] = {}
+    for number, (ready, pruning, tuning) in enumerate(readies(spec, job)):
+        pruning = check_pruning(pruning, ready.model)
+        check_tuning(tuning, ready.model)
+        base = {"tsprune": __version__, **ready.identity}
+        with_stages = Run(place / f"fold-{number}", warn=lambda text: None)
+        shop = Workshop(ready, pruning, tuning, with_stages, base, Progress(quiet=True))
+        models: dict[str, Predictor] = {}
+        for name in job.wanted:
+            if name == ZERO_SHOT:
+                models[name] = ready.model
+                continue
+            started, candidate = time.monotonic(), candidates.find(name)
+            try:
+                candidate.check(pruning, tuning, ready)
+            except TspruneError as error:
+                refused[name] = str(error)
+                continue
+            source = candidate.start.stage(shop)
+            folder = candidate.training.stage(shop, candidate, source)
+            models[name] = on_device(folder, ready)
+            trials.setdefault(name, []).append(_best(read_json(folder / "trials.json")))
+            if source is not None and (source / "plan.json").exists():
+                plans[name] = (source / "plan.json").read_text(encoding="utf-8")
+            seconds[name] = seconds.get(name, 0.0) + time.monotonic() - started
+        with_stages.close()
+        # Every training of the fold has ended before a test window is cut.
+        for name, model in models.items():
+            folds.setdefault(name, []).append((ready, model, measured(protocol, ready, model)))
+    return Done({name: _result(protocol, name, found, trials, plans, seconds) for name, found in folds.items()}, refused)
+
+
+def _result(
+    protocol: Any,
+    name: str,
+    found: list[Fold],
+    trials: dict[str, list[dict[str, Any]]],
+    plans: dict[str, str],
+    seconds: dict[str, float],
+) -> Result:
+    ready = found[-1][0]
+    more: dict[str, Any] = {"pretraining_overlap": overlap(ready)}
+    if name in trials:
+        more["training"] = trials[name] if len(trials[name]) > 1 else trials[name][0]
+    kind = "zero_shot" if name == ZERO_SHOT else "tuned"
+    made = result_of(protocol, found, kind, more, plan=plans.get(name, ""))
+    return Result(made.row, made.arrays, made.plan, seconds.get(name, 0.0), made.protocol)
+
+
+def _best(trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """The trial that was kept, and how many there were."""
+    best = min(trials, key=lambda trial: trial["validation_loss"])
+    return {**best, "trials": len(trials), "steps_in_all": sum(trial["steps"] for trial in trials)}

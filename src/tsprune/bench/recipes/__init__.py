@@ -1,0 +1,1 @@
+"""What a grid is for. The folder is the registry: one file per recipe, with `RECIPE`, a `Recipe`."""

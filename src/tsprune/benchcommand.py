@@ -1,0 +1,73 @@
+"""The command `bench`: a grid from its file to its tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tsprune.errors import TspruneError
+from tsprune.flags import Chosen
+from tsprune.progress import Progress
+from tsprune.settings import option
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What grid to run, where, and by how many."""
+
+    grid: str = option(
+        "", "YAML file with models, data, horizons, candidates, baselines, seeds and settings (see docs/bench.md)."
+    )
+    out: str = option("tsprune-bench", "Directory for cells, tables and page. A grid that was begun there goes on.")
+    folder: str = option("", "Folder of the published data sets; wins over the file's.")
+    jobs: int = option(1, "Jobs at a time, one core each. With --ray 0 takes the whole cluster.")
+    ray: str = option(
+        "",
+        "Work on a Ray cluster instead of processes: its address, auto for the one this machine belongs to, or local. "
+        "Needs the extra tsprune[ray].",
+    )
+    only: str = option("", "'tables' makes tables and page of what is finished and runs nothing.")
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        if self.jobs < (0 if self.ray else 1):
+            raise TspruneError(f"--jobs {self.jobs} must be at least {0 if self.ray else 1}")
+        if self.only not in ("", "tables"):
+            raise TspruneError(f"--only {self.only!r} is unknown; use tables, or leave it out")
+
+
+def run_bench(chosen: Chosen, quiet: bool) -> None:
+    """Run a grid of models, data sets, horizons, candidates and seeds, and compare them."""
+    from tsprune.bench.benching import bench
+    from tsprune.bench.spec import read
+
+    settings = chosen.make(BenchSettings)
+    if not settings.grid:
+        raise TspruneError("no grid is given; name its YAML file: tsprune bench GRID.yaml (docs/bench.md has examples)")
+    if settings.ray:
+        from tsprune.bench.runners.ray import check
+
+        check()
+    spec = read(Path(settings.grid), settings.folder)
+    out = Path(settings.out)
+    summary = bench(
+        spec, out, workers=settings.jobs, ray=settings.ray, progress=Progress(quiet), run=settings.only != "tables"
+    )
+    print((out / "table.md").read_text(encoding="utf-8"))
+    for line in sentences(summary):
+        print(line)
+    for line in summary["missing"]:
+        print(f"missing: {line}")
+    print(f"rows: {out / 'results.jsonl'}\npage: {out / 'bench.html'}")
+
+
+def sentences(summary: dict[str, object]) -> list[str]:
+    """What may be said over all tasks, one sentence per measure and reference."""
+    found = []
+    tables = {str(summary["reference"]): summary["overall"], **dict(summary["against"])}  # type: ignore[call-overload]
+    for reference, by_measure in tables.items():
+        for measure, by_model in by_measure.items():
+            one = by_model["all"]
+            said = one.get("sentence") or f"against {reference}: {one['refused']}"
+            found.append(f"{measure.upper()}: {said}")
+    return found
