@@ -47,7 +47,7 @@ def short_training() -> Any:
     """PatchTST from scratch trains six epochs: its hundred have nothing more to show."""
     one = patchtst_scratch.CANDIDATE
     published: Any = one.training
-    brief = replace(published, recipe=lambda ready: replace(published.recipe(ready), epochs=6))
+    brief = replace(published, recipe=lambda ready, small: replace(published.recipe(ready, small), epochs=6))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(patchtst_scratch, "CANDIDATE", replace(one, training=brief))
         yield

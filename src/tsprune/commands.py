@@ -124,6 +124,7 @@ def run_specialize(chosen: Chosen, quiet: bool) -> None:
     """Prune and fine-tune a model on your series, compare it with the alternatives, and report."""
     from tsprune import candidates
     from tsprune.budget import fit_minutes
+    from tsprune.candidates._candidate import Shorter
     from tsprune.evaluation.baselines import names
     from tsprune.report.words import human
     from tsprune.specializing import Specialization
@@ -137,7 +138,7 @@ def run_specialize(chosen: Chosen, quiet: bool) -> None:
         raise TspruneError(f"--minutes {place.minutes} must not be negative")
     tuning, pruning = chosen.make(FinetuneSettings), chosen.make(PruneSettings)
     baselines, named = _baselines(chosen), chosen.make(CandidateSettings)
-    trained = named.candidates
+    trained, shorter = named.candidates, Shorter(named.scratch_steps, named.scratch_small)
     check_pruning(pruning)
     check_tuning(tuning)
     candidates.check(trained, pruning, tuning)
@@ -151,8 +152,8 @@ def run_specialize(chosen: Chosen, quiet: bool) -> None:
         tuned = candidates.tuned(trained)
         tuning = fit_minutes(place.minutes, ready, pruning, tuning, Run(out), progress, len(tuned))
         for name in sorted(set(trained) - set(tuned)):
-            progress.say(f"note: --minutes does not shorten {name}; --scratch-epochs does")
-    done = Specialization(ready, out, pruning, tuning, progress, baselines, trained, named.scratch_epochs).run()
+            progress.say(f"note: --minutes does not shorten {name}; --scratch-steps does")
+    done = Specialization(ready, out, pruning, tuning, progress, baselines, trained, shorter).run()
     show_results(dict(done.results))
     print(f"report: {out / 'report.html'}")
     best = done.results["chosen"]

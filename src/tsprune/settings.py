@@ -88,15 +88,19 @@ class CandidateSettings:
         "them. All that are tuned get as many learning rates and steps; those from scratch get their published budget. "
         "lora needs the extra tsprune[lora], itransformer_scratch needs --together.",
     )
-    scratch_epochs: int = option(
-        0, "Epochs at most of candidates from scratch. Default: as many as their authors published, which may take hours."
+    scratch_steps: int = option(
+        0,
+        "Steps at most of candidates from scratch. Default: as many as their authors published, which may take hours.",
+    )
+    scratch_small: bool = option(
+        False, "Train the smallest size that their authors published, whatever the data; for when there is little time."
     )
 
     def __post_init__(self) -> None:
         """Refuse unknown names; the others become those of their files, each once, in the order of the table."""
         object.__setattr__(self, "candidates", ordered(self.candidates))
-        if self.scratch_epochs < 0:
-            raise TspruneError(f"--scratch-epochs {self.scratch_epochs} must not be negative")
+        if self.scratch_steps < 0:
+            raise TspruneError(f"--scratch-steps {self.scratch_steps} must not be negative")
 
 
 @dataclass(frozen=True)

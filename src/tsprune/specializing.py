@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsprune import candidates
 from tsprune.__about__ import __version__
+from tsprune.candidates._candidate import AS_PUBLISHED, Shorter
 from tsprune.candidates._workshop import Workshop, plan_of
 from tsprune.errors import TspruneError
 from tsprune.evaluation.baselines import DEFAULT, Baseline, check
@@ -93,7 +94,7 @@ def specialize(
 
     task, tuning, pruning = part(TaskSettings), part(FinetuneSettings), part(PruneSettings)
     baselines, chosen = part(BaselineSettings).baselines, part(CandidateSettings)
-    trained = chosen.candidates
+    trained, shorter = chosen.candidates, Shorter(chosen.scratch_steps, chosen.scratch_small)
     check(baselines)
     candidates.check(trained, pruning, tuning)
     loaded = None if isinstance(model, str | PathLike) else as_model(model)
@@ -101,9 +102,7 @@ def specialize(
     series = None if panel is None else as_panel(panel, options)
     prepared = prepare(replace(task, model=name), options, panel=series, model=loaded)
     quiet = progress or Progress(quiet=True)
-    return Specialization(
-        prepared, Path(out), pruning, tuning, quiet, baselines, trained, chosen.scratch_epochs
-    ).run()
+    return Specialization(prepared, Path(out), pruning, tuning, quiet, baselines, trained, shorter).run()
 
 
 class Specialization:
@@ -118,7 +117,7 @@ class Specialization:
         progress: Progress,
         baselines: Sequence[str] = DEFAULT,
         trained: Sequence[str] = candidates.DEFAULT,
-        scratch_epochs: int = 0,
+        shorter: Shorter = AS_PUBLISHED,
     ) -> None:
         self.prepared, self.tuning, self.progress = prepared, tuning, progress
         check(baselines)
@@ -132,7 +131,7 @@ class Specialization:
         self.workplace = Run(out, progress.say)
         check_place(out / "model")
         self.base = {"tsprune": __version__, **prepared.identity}
-        self.workshop = Workshop(prepared, self.pruning, tuning, self.workplace, self.base, progress, scratch_epochs)
+        self.workshop = Workshop(prepared, self.pruning, tuning, self.workplace, self.base, progress, shorter)
 
     def run(self) -> Specialist:
         """All stages in order; finished ones are taken as they stand. The directory is locked meanwhile."""

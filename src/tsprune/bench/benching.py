@@ -13,7 +13,7 @@ from tsprune import candidates, registry
 from tsprune.bench.gathering import Gathered
 from tsprune.bench.jobs import Done, Job
 from tsprune.bench.latencies import busy, latencies
-from tsprune.bench.recipes._recipe import Look, Recipe
+from tsprune.bench.recipes._recipe import Recipe
 from tsprune.bench.runners import processes
 from tsprune.bench.spec import RECIPES, Spec
 from tsprune.bench.store import WORK, Store, rows_text
@@ -80,9 +80,7 @@ def _refuse(spec: Spec) -> None:
 class _Bench:
     """One run over a grid; the arguments are those of `bench`."""
 
-    def __init__(
-        self, spec: Spec, recipe: Recipe, out: Path, workers: int, ray: str, progress: Progress
-    ) -> None:
+    def __init__(self, spec: Spec, recipe: Recipe, out: Path, workers: int, ray: str, progress: Progress) -> None:
         self.spec, self.recipe, self.out = spec, recipe, out
         self.workers, self.ray, self.progress = workers, ray, progress
         self.store = Store(out)
@@ -102,8 +100,8 @@ class _Bench:
         if self.failed:
             words, reason = next(iter(self.failed.items()))
             raise TspruneError(
-                f"{len(self.failed)} of {len(self.keyed)} jobs failed, the first is {words}: {reason}; tracebacks are in "
-                f"{self.out / FAILED}, the same command tries them again"
+                f"{len(self.failed)} of {len(self.keyed)} jobs failed, the first is {words}: {reason}; tracebacks "
+                f"are in {self.out / FAILED}, the same command tries them again"
             )
         return summary
 
@@ -161,14 +159,14 @@ class _Bench:
 
         summary = summary_of(self.spec, gathered, timed)
         compared = gathered.comparisons(summary["measure"])
-        summary |= self.recipe.summary(self.spec, gathered.rows, self._look)
+        summary |= self.recipe.summary(gathered)
         write_text(self.out / ROWS, rows_text(gathered.rows))
         write_text(self.out / LATENCIES, rows_text(timed))
         write_json(self.out / COMPARISONS, compared)
         write_json(self.out / SUMMARY, summary)
-        write_text(self.out / "table.md", markdown(gathered.rows, summary))
-        write_text(self.out / "table.tex", latex(gathered.rows, summary))
-        write_page(self.out / "bench.html", gathered.rows, timed, compared, summary)
+        write_text(self.out / "table.md", markdown(gathered.judged, summary))
+        write_text(self.out / "table.tex", latex(gathered.judged, summary))
+        write_page(self.out / "bench.html", gathered.judged, timed, compared, summary)
         return summary
 
 
@@ -186,16 +184,14 @@ def summary_of(spec: Spec, gathered: Gathered, timed: list[dict[str, Any]]) -> d
         "models": [entry.name for entry in spec.models],
         "data": [entry.name for entry in spec.data],
         "horizons": list(dict.fromkeys(row["horizon"] for row in gathered.rows)) or list(spec.horizons),
-        "candidates": list(dict.fromkeys(row["candidate"] for row in gathered.rows)),
+        "candidates": list(dict.fromkeys(row["candidate"] for row in gathered.judged)),
         "seeds": list(spec.seeds),
         "shares": list(spec.shares),
         "protocols": list(gathered.protocols),
         "settings": dict(spec.settings) | ({"scratch": dict(spec.scratch)} if spec.fresh() else {}),
         "missing": gathered.missing,
         "overall": {measure: gathered.overalls(measure, spec.reference) for measure in measures},
-        "against": {
-            name: {measure: gathered.overalls(measure, name) for measure in measures} for name in against[1:]
-        },
+        "against": {name: {measure: gathered.overalls(measure, name) for measure in measures} for name in against[1:]},
         "sizes": gathered.sizes(timed),
         "latency_busy": busy(timed),
         "machine": machine_line(busy=busy(timed), threads=1),
@@ -209,7 +205,7 @@ def _notes(spec: Spec, gathered: Gathered) -> list[str]:
     notes = []
     if len(spec.seeds) < 3:
         notes.append(f"{len(spec.seeds)} seeds: differences of a few percent may be those of the seeds; use 3 at least")
-    budgets = [row["training"]["budget"] for row in gathered.rows if row["kind"] == "scratch"]
+    budgets = [row["training"]["budget"] for row in gathered.judged if row["kind"] == "scratch"]
     notes += [f"networks from scratch: {budget.split(';')[0]}" for budget in dict.fromkeys(budgets)][:3]
     return notes
 

@@ -14,6 +14,9 @@ from tsprune.evaluation.comparing import Options, compare, overall
 
 SPECIALIST = "specialist"
 """The candidate that validation chose, the model as it came among them: what a run would hand back."""
+JUDGED = ("tuned", "zero_shot", SPECIALIST, "scratch", "baseline")
+"""Kinds of rows that stand in the tables; other recipes have kinds of their own."""
+_COMPARED = ("tuned", "scratch", "baselines")
 Keyed = Sequence[tuple[Job, str]]
 """Jobs with their keys, in the order of the grid."""
 
@@ -34,6 +37,7 @@ class Gathered:
         self.seconds = 0.0
         self._cells: dict[tuple[str, str], dict[str, Any]] = {}
         self.rows = [row for job, key in keyed for row in self._of(job, key)]
+        self.judged = [row for row in self.rows if row["kind"] in JUDGED]
 
     def _of(self, job: Job, key: str) -> list[dict[str, Any]]:
         """The rows of one job, and with all its candidates the specialist's."""
@@ -62,6 +66,10 @@ class Gathered:
     def _place(self, job: Job) -> dict[str, Any]:
         protocol = self.spec.protocol_of(entries(self.spec, job)[1], job.horizon)
         return {**job.cell(), "horizon": protocol.horizon}
+
+    def done(self, key: str, name: str) -> bool:
+        """Whether a cell holds a result."""
+        return (key, name) in self._cells
 
     def tasks(self) -> list[tuple[tuple[Any, ...], Job]]:
         """Data set, horizon, share and model of every tuned job, each once, with one of its jobs."""
@@ -101,7 +109,8 @@ class Gathered:
         own: dict[int, dict[str, Arrays]] = {}
         always: dict[str, Arrays] = {}
         for job, key in self.keyed:
-            if (job.data, job.horizon, job.share) != (data, horizon, share) or job.model not in (None, model):
+            place = (job.data, job.horizon, job.share)
+            if place != (data, horizon, share) or job.model not in (None, model) or job.kind not in _COMPARED:
                 continue
             there = {name: key for name in job.wanted if self._has_arrays(key, name)}
             if job.kind == "tuned" and job.seed is not None:
@@ -109,9 +118,7 @@ class Gathered:
                 if len(rows) == len(job.wanted) and (chosen := chosen_of(rows)):
                     there[SPECIALIST] = key
                     own.setdefault(job.seed, {})[SPECIALIST] = self.store.arrays(key, chosen)
-            for name in there:
-                if name == SPECIALIST:
-                    continue
+            for name in [name for name in there if name != SPECIALIST]:
                 found = self.store.arrays(key, name)
                 if job.seed is None:
                     always[name] = found
@@ -150,10 +157,9 @@ class Gathered:
         found: dict[tuple[Any, ...], dict[str, float]] = {}
         for (data, horizon, share, model), job in self.tasks():
             horizon = self._place(job)["horizon"]
-            here = [
-                row for row in self.rows
-                if (row["data"], row["horizon"], row["share"]) == (data, horizon, share) and row["model"] in (None, model)
-            ]  # fmt: skip
+            place = (data, horizon, share)
+            rows = [row for row in self.judged if (row["data"], row["horizon"], row["share"]) == place]
+            here = [row for row in rows if row["model"] in (None, model)]
             by = {name: mean_of(here, name, measure) for name in dict.fromkeys(row["candidate"] for row in here)}
             found[data, horizon, share, model] = {name: value for name, value in by.items() if value is not None}
         return {task: by for task, by in found.items() if by}
@@ -166,7 +172,7 @@ class Gathered:
         """Geometric means over tasks and seeds of parameters, operations and latency over the reference's, by model."""
         found: dict[str, dict[str, dict[str, float | None]]] = {}
         for entry in self.spec.models:
-            rows = [row for row in self.rows if row["model"] == entry.name]
+            rows = [row for row in self.judged if row["model"] == entry.name]
             timed = [row for row in latencies if row["model"] == entry.name]
             names = [*dict.fromkeys(row["candidate"] for row in rows)]
             found[entry.name] = {

@@ -51,7 +51,7 @@ def _jobs(gathered: Gathered) -> list[tuple[Job, str]]:
 def _rows(gathered: Gathered, job: Job) -> list[dict[str, Any]]:
     cell = {key: value for key, value in job.cell().items() if key != "horizon"}
     horizon = gathered.spec.protocol_of(entries(gathered.spec, job)[1], job.horizon).horizon
-    return [row for row in gathered.rows if row["horizon"] == horizon and all(row[k] == v for k, v in cell.items())]
+    return [row for row in gathered.judged if row["horizon"] == horizon and all(row[k] == v for k, v in cell.items())]
 
 
 def _of(gathered: Gathered, job: Job, key: str, directory: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A grid as its YAML file says it: models, data, horizons, candidates, baselines, seeds, and settings for all of them."""
+"""A grid as its YAML file says it: models, data, horizons, candidates, baselines, seeds, and settings for all."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ class Spec:
         protocol_settings: other than data and horizon.
         folder: of the published data sets.
         reference: the candidate that all are compared with.
-        scratch: for candidates from scratch: `context` in steps, and `epochs` at most (0: as published).
+        scratch: for candidates from scratch: `context` in time steps, training `steps` at most (0: as published), and whether
+            only the `small` size is trained.
         latency: whether latencies are measured at the end.
         settings: any field of tasks, pruning and tuning, for all.
     """
@@ -98,7 +99,7 @@ class Spec:
     protocol_settings: Mapping[str, Any] = field(default_factory=dict)
     folder: str = ""
     reference: str = DENSE
-    scratch: Mapping[str, int] = field(default_factory=dict)
+    scratch: Mapping[str, Any] = field(default_factory=dict)
     latency: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -325,10 +326,12 @@ def _refuse_twice(spec: Spec) -> None:
 
 def _refuse_unknown(spec: Spec) -> None:
     registry.known(RECIPES, spec.recipe, "recipe")
-    if odd := set(spec.scratch) - {"context", "epochs"}:
-        _unknown(f"scratch.{sorted(odd)[0]}", ["scratch.context", "scratch.epochs"])
+    if odd := set(spec.scratch) - {"context", "steps", "small"}:
+        _unknown(f"scratch.{sorted(odd)[0]}", ["scratch.context", "scratch.steps", "scratch.small"])
     for key, value in spec.scratch.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if key == "small" and not isinstance(value, bool):
+            raise TspruneError(f"scratch.small is {value!r}, expected true or false")
+        if key != "small" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise TspruneError(f"scratch.{key} is {value!r}, expected a whole number of 0 or more")
     for entry in spec.data:
         if not spec.source(entry):

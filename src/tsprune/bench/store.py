@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tsprune.bench.jobs import Arrays, Done, Job, Result
+from tsprune.bench.jobs import Arrays, Done, Job
 from tsprune.errors import TspruneError
 from tsprune.stages import read_json, unwritable, write_json
 
@@ -51,7 +51,9 @@ class Store:
             with np.load(path, allow_pickle=False) as found:
                 return {name: found[name] for name in found.files}
         except (OSError, ValueError, KeyError) as error:
-            raise TspruneError(f"{path}: cannot be read ({error}); remove its folder and run the same command") from None
+            raise TspruneError(
+                f"{path}: cannot be read ({error}); remove its folder and run the same command"
+            ) from None
 
     def work(self, key: str) -> Path:
         """Where the unfinished job of a key works."""

@@ -15,6 +15,22 @@ if TYPE_CHECKING:
     from tsprune.settings import FinetuneSettings, PruneSettings
 
 
+@dataclass(frozen=True)
+class Shorter:
+    """How candidates from scratch get less than what their authors published; as it stands, they do not.
+
+    Args:
+        steps: at most; 0 leaves what was published.
+        small: whether the smallest published size is trained, whatever the data.
+    """
+
+    steps: int = 0
+    small: bool = False
+
+
+AS_PUBLISHED = Shorter()
+
+
 class Start(ABC):
     """Where a candidate starts."""
 

@@ -80,6 +80,8 @@ class Course:
         # What is left over after the last full batch is not used in that epoch, as published.
         self.per_epoch = len(self.windows) // self.rows
         self.steps = recipe.epochs * self.per_epoch
+        if recipe.steps:
+            self.steps = min(self.steps, recipe.steps)
         judged = ready.validation[0]
         size = max(1, STEERING_ROWS // judged.rows_per_window)
         self.validation = [batch for _, batch in judged.batches(size)]
@@ -106,7 +108,7 @@ class Course:
                 self._epoch()
                 self._judge()
                 save_training(self.path, self.model, [self.optimizer], state, self.best)
-                bar.update(state["epoch"] * self.per_epoch, f"validation MSE {state['best']:.4f}")
+                bar.update(min(self.steps, state["epoch"] * self.per_epoch), f"validation MSE {state['best']:.4f}")
         if not math.isfinite(state["best"]):
             raise TspruneError(
                 f"training {self.family} from scratch never gave a finite validation error; look for extreme values in "
@@ -115,7 +117,7 @@ class Course:
         bar.update(self.steps, f"validation MSE {state['best']:.4f} after epoch {state['best_epoch']}")
         self.model.load_state_dict(self.best)
         self.model.eval()
-        steps = (state["best_epoch"] * self.per_epoch, state["epoch"] * self.per_epoch)
+        steps = [min(self.steps, state[key] * self.per_epoch) for key in ("best_epoch", "epoch")]
         return Trial(self.recipe.rate, steps[0], state["best"], steps[1])
 
     def _epoch(self) -> None:
@@ -124,7 +126,7 @@ class Course:
         draw = np.random.default_rng(np.random.SeedSequence([self.ready.task.seed, epoch, 17]))
         order = draw.permutation(len(self.windows))
         self.model.train()
-        for number in range(self.per_epoch):
+        for number in range(min(self.per_epoch, self.steps - epoch * self.per_epoch)):
             chosen = np.sort(order[number * self.rows : (number + 1) * self.rows])
             batch = self.windows.batch(chosen).to(self.model.device)
             share = (epoch * self.per_epoch + number) / self.steps
@@ -150,7 +152,7 @@ class Course:
             self.best = self._weights()
         else:
             state["late"] += 1
-        state["done"] = state["epoch"] >= self.recipe.epochs or state["late"] >= self.recipe.patience
+        state["done"] = state["epoch"] * self.per_epoch >= self.steps or state["late"] >= self.recipe.patience
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -159,13 +161,13 @@ class Course:
         """How it was trained, for the results."""
         recipe, state = self.recipe, self.state
         apart = "windows of all series" if self.windows.grouping == "all" else "windows of single series"
-        budget = "its published budget"
-        if recipe.published:
-            budget = f"cut short from the published {recipe.published} epochs"
+        budget = "its published budget,"
+        if self.steps < recipe.epochs * self.per_epoch:
+            budget = f"at most {self.steps} steps, less than published, and"
         steps = f"{many(self.per_epoch, 'step')} of {self.rows} {apart}"
         return {
             "training": f"trained from scratch with the settings published in {recipe.source}",
-            "budget": f"{budget}, not that of the tuned candidates: at most {recipe.epochs} epochs of "
+            "budget": f"{budget} not that of the tuned candidates: at most {recipe.epochs} epochs of "
             f"{steps} at one learning rate, {recipe.rate:g}, {recipe.decay}; "
             f"{state['epoch']} were run, epoch {state['best_epoch']} validated best",
             "learning_rates": [recipe.rate],

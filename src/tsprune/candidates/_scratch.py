@@ -60,7 +60,7 @@ class Recipe:
         patience: epochs without a better validation error after which it stops.
         rate: highest learning rate of Adam.
         decay: how the rate falls, one of `DECAYS`.
-        published: epochs as published, where they are cut short; else 0.
+        steps: at most, where the epochs are cut short; else 0.
     """
 
     source: str
@@ -70,11 +70,11 @@ class Recipe:
     patience: int
     rate: float
     decay: str
-    published: int = 0
+    steps: int = 0
 
     def inputs(self) -> dict[str, Any]:
         """What decides the training, for the hash of its stage."""
-        return {name: value for name, value in asdict(self).items() if name != "published"}
+        return {name: value for name, value in asdict(self).items() if name != "steps" or value}
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ class Published(Training):
 
     Args:
         family: in `tsprune.models`.
-        recipe: sizes and settings for these data.
+        recipe: sizes and settings for these data; with True the smallest published size.
         refuse: raises TspruneError, beginning with its first argument, where the family cannot have these data.
     """
 
     family: str
-    recipe: Callable[[Prepared], Recipe]
+    recipe: Callable[[Prepared, bool], Recipe]
     refuse: Callable[[str, Prepared], None]
 
     def check(self, flag: str, tuning: FinetuneSettings, ready: Prepared | None) -> None:
@@ -111,10 +111,8 @@ class Published(Training):
         return workshop.workplace.stage(candidate.name.replace("_", "-"), inputs, make)
 
     def shortened(self, workshop: Workshop) -> Recipe:
-        """The recipe, with fewer epochs where the run says so."""
-        found = self.recipe(workshop.prepared)
-        most = workshop.scratch_epochs
-        return replace(found, epochs=most, published=found.epochs) if 0 < most < found.epochs else found
+        """The recipe, with fewer steps where the run says so."""
+        return replace(self.recipe(workshop.prepared, workshop.shorter.small), steps=workshop.shorter.steps)
 
     def facts(self, workshop: Workshop, folder: Path) -> dict[str, Any]:
         """Settings and budget."""

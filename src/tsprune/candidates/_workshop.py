@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tsprune.candidates import DENSE, find
+from tsprune.candidates._candidate import AS_PUBLISHED, Shorter
 from tsprune.models import fingerprint, load
 from tsprune.models._forecaster import Forecaster
 from tsprune.plan import Plan
@@ -32,7 +33,7 @@ class Workshop:
         workplace: where the stages go.
         base: what every stage depends on.
         progress: told what happens.
-        scratch_epochs: epochs at most of candidates from scratch; 0 leaves them what was published.
+        shorter: how candidates from scratch get less than what was published.
     """
 
     def __init__(
@@ -43,11 +44,11 @@ class Workshop:
         workplace: Run,
         base: Mapping[str, Any],
         progress: Progress,
-        scratch_epochs: int = 0,
+        shorter: Shorter = AS_PUBLISHED,
     ) -> None:
         self.prepared, self.pruning, self.tuning = prepared, pruning, tuning
         self.workplace, self.base, self.progress = workplace, base, progress
-        self.scratch_epochs = scratch_epochs
+        self.shorter = shorter
 
     @cached_property
     def start(self) -> Path | None:

@@ -25,9 +25,10 @@ MANY = 21
 """Series from which on the larger size is taken: those of weather."""
 
 
-def recipe(ready: Prepared) -> Recipe:
-    """Sizes and training for these data."""
-    layers, width = (3, 512) if len(ready.split.panel.series) >= MANY else (2, 128)
+def recipe(ready: Prepared, small: bool = False) -> Recipe:
+    """Sizes and training for these data, or with `small` those for few series whatever the data."""
+    many = not small and len(ready.split.panel.series) >= MANY
+    layers, width = (3, 512) if many else (2, 128)
     config = {
         "model": "iTransformer",
         "task_name": "long_term_forecast",

@@ -25,10 +25,10 @@ LARGE = 120_000
 """Training windows of single series from which on the larger size is taken, between ETTh and ETTm."""
 
 
-def recipe(ready: Prepared) -> Recipe:
-    """Sizes and training for these data."""
+def recipe(ready: Prepared, small: bool = False) -> Recipe:
+    """Sizes and training for these data, or with `small` those for small ones whatever the data."""
     windows = ready.split.train()
-    large = len(windows) * windows.targets_per_window >= LARGE
+    large = not small and len(windows) * windows.targets_per_window >= LARGE
     width, heads, hidden, dropout = (128, 16, 256, 0.2) if large else (16, 4, 128, 0.3)
     config = {
         "architectures": ["PatchTSTForPrediction"],

@@ -12,6 +12,7 @@ from tsprune.bench.jobs import Done, Job, Result, entries
 from tsprune.bench.kinds.tuned import Fold
 from tsprune.bench.spec import Spec
 from tsprune.bench.work import measured, on_device, readies, result_of
+from tsprune.candidates._candidate import Shorter
 from tsprune.candidates._workshop import Workshop
 from tsprune.errors import TspruneError
 from tsprune.progress import Progress
@@ -29,7 +30,7 @@ def run(spec: Spec, job: Job, place: Path) -> Done:
         workplace = Run(place / f"fold-{number}", warn=lambda text: None)
         shop = Workshop(
             ready, pruning, tuning, workplace, {"tsprune": __version__, **ready.identity}, Progress(quiet=True),
-            spec.scratch.get("epochs", 0),
+            Shorter(spec.scratch.get("steps", 0), spec.scratch.get("small", False)),
         )  # fmt: skip
         for name in job.wanted:
             candidate = candidates.find(name)

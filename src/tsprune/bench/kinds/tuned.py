@@ -53,7 +53,7 @@ def run(spec: Spec, job: Job, place: Path) -> Done:
             source = candidate.start.stage(shop)
             folder = candidate.training.stage(shop, candidate, source)
             models[name] = on_device(folder, ready)
-            trials.setdefault(name, []).append(_best(read_json(folder / "trials.json")))
+            trials.setdefault(name, []).append(best_trial(read_json(folder / "trials.json")))
             if source is not None and (source / "plan.json").exists():
                 plans[name] = (source / "plan.json").read_text(encoding="utf-8")
             seconds[name] = seconds.get(name, 0.0) + time.monotonic() - started
@@ -61,7 +61,8 @@ def run(spec: Spec, job: Job, place: Path) -> Done:
         # Every training of the fold has ended before a test window is cut.
         for name, model in models.items():
             folds.setdefault(name, []).append((ready, model, measured(protocol, ready, model)))
-    return Done({name: _result(protocol, name, found, trials, plans, seconds) for name, found in folds.items()}, refused)
+    results = {name: _result(protocol, name, found, trials, plans, seconds) for name, found in folds.items()}
+    return Done(results, refused)
 
 
 def _result(
@@ -81,7 +82,7 @@ def _result(
     return Result(made.row, made.arrays, made.plan, seconds.get(name, 0.0), made.protocol)
 
 
-def _best(trials: list[dict[str, Any]]) -> dict[str, Any]:
+def best_trial(trials: list[dict[str, Any]]) -> dict[str, Any]:
     """The trial that was kept, and how many there were."""
     best = min(trials, key=lambda trial: trial["validation_loss"])
     return {**best, "trials": len(trials), "steps_in_all": sum(trial["steps"] for trial in trials)}

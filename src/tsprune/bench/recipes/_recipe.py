@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from tsprune.bench.gathering import Gathered
 from tsprune.bench.jobs import Job
 from tsprune.bench.kinds.tuned import ZERO_SHOT
 from tsprune.bench.spec import Spec
@@ -25,8 +26,8 @@ class Recipe(ABC):
     def waves(self) -> list[Callable[[Spec, Look], list[Job]]]:
         """Lists of jobs, each made when those before are done."""
 
-    def summary(self, spec: Spec, rows: list[dict[str, Any]], look: Look) -> dict[str, Any]:
-        """What the recipe adds to the summary, JSON-able, given the tidy rows."""
+    def summary(self, gathered: Gathered) -> dict[str, Any]:
+        """What the recipe adds to the summary, JSON-able."""
         return {}
 
 

@@ -54,7 +54,7 @@ def run(content: Mapping[str, Any], tasks: Sequence[Task], handed: Handed, worke
                 "'ray start --head', or give --ray local"
             ) from None
     try:
-        _run(content, tasks, handed, workers or int(ray.cluster_resources().get("CPU", 1)))
+        _run(content, tasks, handed, workers or int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
     finally:
         if ours:
             ray.shutdown()
@@ -64,7 +64,7 @@ def _run(content: Mapping[str, Any], tasks: Sequence[Task], handed: Handed, work
     import ray
 
     remote = ray.remote(num_cpus=1, max_retries=1)(run_job)
-    grid = ray.put(dict(content))
+    grid: Any = ray.put(dict(content))
     left = iter(tasks)
     waiting: dict[Any, Job] = {}
 
