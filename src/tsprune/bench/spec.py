@@ -80,8 +80,8 @@ class Spec:
         protocol_settings: other than data and horizon.
         folder: of the published data sets.
         reference: the candidate that all are compared with.
-        scratch: for candidates from scratch: `context` in time steps, training `steps` at most (0: as published), and whether
-            only the `small` size is trained.
+        scratch: for candidates from scratch: `context` in time steps, training `steps` at most (0: as published), and
+            whether only the `small` size is trained.
         latency: whether latencies are measured at the end.
         settings: any field of tasks, pruning and tuning, for all.
     """
