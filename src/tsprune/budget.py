@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -54,7 +54,7 @@ def fit_minutes(
         steps = int(min(MOST, max(LEAST, SHARE * minutes * 60 / (candidates * seconds * (1 + trials * share)))))
         write_json(work / "steps.json", {"steps": steps, "seconds_per_step": seconds, "share": share})
 
-    found = read_json(run.stage("budget", inputs | asdict(tuning), measure) / "steps.json")
+    found = read_json(run.stage("budget", inputs | tuning.inputs(), measure) / "steps.json")
     steps = int(found["steps"])
     progress.say(
         f"budget of {minutes:g} minutes: {steps} tuning steps per candidate ({found['seconds_per_step']:.2f} s each)"

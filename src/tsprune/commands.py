@@ -274,9 +274,13 @@ def run_finetune(chosen: Chosen, quiet: bool) -> None:
     teacher = teacher_of(settings, place.teacher, ready)
     start = validation_loss(ready.model, ready.steering)
     best, _ = finetune_to(ready, settings, out, progress, teacher=teacher)
+    tried = {"learning rate": f"{best.learning_rate:g}"}
+    for name, value in best.searched.items():
+        tried[name.replace("_", " ")] = "the model's own" if value is None else f"{value:g}"
     print(
-        f"validation loss {start:.4f} -> {best.validation_loss:.4f} (learning rate {best.learning_rate:g}, step "
-        f"{best.best_step}); model: {out / 'model'}"
+        f"validation loss {start:.4f} -> {best.validation_loss:.4f} "
+        f"({', '.join(f'{name} {value}' for name, value in tried.items())}, step {best.best_step}); "
+        f"model: {out / 'model'}"
     )
     if best.best_step == 0:
         print("no step improved validation: the model is handed back as it came")

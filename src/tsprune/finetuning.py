@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from tsprune.errors import TspruneError
 from tsprune.models import fingerprint
 from tsprune.models._forecaster import Forecaster
 from tsprune.pruning import validation_loss
+from tsprune.searching import Choice, Search, search_of
 from tsprune.settings import FinetuneSettings
 from tsprune.training_state import load_training, read_tensors, save_training
 from tsprune.tuning_modes import trainee
@@ -37,12 +39,29 @@ class Windows(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """One run at one learning rate."""
+    """One run at one learning rate.
+
+    Args:
+        learning_rate: the highest of the run.
+        best_step: the step that validated best; 0 is the model as it came.
+        validation_loss: there.
+        steps: how many were made.
+        searched: what else was searched, by name; a dropout of None is the model's own.
+        pruned: whether the search ended it before its time.
+    """
 
     learning_rate: float
     best_step: int
     validation_loss: float
     steps: int
+    searched: Mapping[str, float | None] = field(default_factory=dict)
+    pruned: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """JSON-able; what was not searched is left out."""
+        found: dict[str, Any] = {"learning_rate": self.learning_rate, "best_step": self.best_step}
+        found |= {"validation_loss": self.validation_loss, "steps": self.steps}
+        return found | ({**self.searched, "pruned": self.pruned} if self.searched else {})
 
 
 @dataclass(frozen=True)
@@ -65,7 +84,9 @@ def finetune(
     report: Callable[[str, int, int, float], None] | None = None,
     teacher: Forecaster | None = None,
 ) -> Tuned:
-    """Search the learning rate in short runs, then train in full at the best; the best validated weights of all win.
+    """Search in short runs, then train in full with what was best there; the best validated weights of all win.
+
+    Searched are the learning rates of the settings, or by `trials` also weight decay and dropout.
 
     Step 0, the model as it came, is always a candidate, so tuning never returns anything that validates worse.
     What trains, in float32, says `settings.tuning`: all parameters, the forecast head, or low-rank adapters; each with
@@ -99,22 +120,31 @@ def finetune(
     distillation = _distillation(model, train, settings, teacher)
     origin = "" if directory is None else fingerprint(model) + _teacher_mark(distillation)
     task = _Task(model, train, validation, settings, seed, start, directory, origin, distillation)
-    rates = settings.rates
-    runs: list[_Run] = []
-    trials: list[Trial] = []
-    if settings.searched_rates:
-        for rate in rates:
-            runs.append(_Run(task, "search", rate, settings.search_steps, 2))
-            trials.append(runs[-1].go(report))
-        # A trial that diverged has step 0 as its best; among equals the smallest rate is the safest.
-        best_rate = min(trials, key=lambda t: (t.validation_loss, t.learning_rate)).learning_rate
-    else:
-        best_rate = rates[0]
-    runs.append(_Run(task, "full", best_rate, settings.steps, settings.evaluations))
-    trials.append(runs[-1].go(report))
-    # The full run wins ties; a search trial that validated better is not thrown away.
-    best = min(range(len(runs)), key=lambda place: (trials[place].validation_loss, -place))
-    return Tuned(runs[best].model, tuple(trials), trials[best])
+    runs = _Runs(report)
+    choice = _searched(task, search_of(settings, model, seed), runs)
+    runs.add(_Run(task.given(choice), "full", choice.learning_rate, settings.steps, settings.evaluations))
+    return Tuned(runs.model, tuple(runs.trials), runs.best)
+
+
+def _searched(task: _Task, search: Search, runs: _Runs) -> Choice:
+    """Make the trials of a search; returns what validated best, or where there are none, what to take."""
+    choices = []
+    for number in range(1, search.trials + 1):
+        choices.append(search.ask())
+        rate, steps = choices[-1].learning_rate, task.settings.search_steps
+        judge = search.hopeless if search.judges else None
+        run = _Run(task.given(choices[-1]), search.label(number), rate, steps, search.evaluations, judge)
+        trial = runs.add(run)
+        search.tell(run.facts.get("losses", ()), trial.pruned)
+    if not choices:
+        return search.ask()
+
+    def order(place: int) -> tuple[float, float]:
+        trial = runs.trials[place]
+        return math.inf if math.isnan(trial.validation_loss) else trial.validation_loss, trial.learning_rate
+
+    # A trial that diverged has step 0 as its best; among equals the smallest rate is the safest.
+    return choices[min(range(len(choices)), key=order)]
 
 
 def _distillation(
@@ -153,26 +183,65 @@ class _Task:
     directory: Path | None
     origin: str
     distillation: Distillation | None = None
+    choice: Choice | None = None
+
+    def given(self, choice: Choice) -> _Task:
+        """The task of one run."""
+        return replace(self, settings=choice.settings(self.settings), choice=choice)
 
     def loss(self, model: Forecaster, batch: Batch) -> Tensor:
         """What training makes small: a value per window."""
         return model.loss(batch) if self.distillation is None else self.distillation.loss(model, batch)
 
 
-class _Run:
-    """One training run at one learning rate, resumable at its last validation."""
+class _Runs:
+    """The runs of one fine-tuning, one after the other; of their models only the best is held."""
 
-    def __init__(self, task: _Task, label: str, rate: float, steps: int, evaluations: int) -> None:
-        self.task = task
+    model: Forecaster
+    best: Trial
+
+    def __init__(self, report: Callable[[str, int, int, float], None] | None) -> None:
+        self.report = report
+        self.trials: list[Trial] = []
+
+    def add(self, run: _Run) -> Trial:
+        """Make the run."""
+        trial = run.go(self.report)
+        # The full run, which is the last, wins ties; a search trial that validated better is not thrown away.
+        if not self.trials or not trial.validation_loss > self.best.validation_loss:
+            self.model, self.best = run.model, trial
+        self.trials.append(trial)
+        return trial
+
+
+class _Run:
+    """One training run at one learning rate, resumable at its last validation.
+
+    `judge` is told all validation losses so far and says whether to end the run.
+    """
+
+    def __init__(
+        self,
+        task: _Task,
+        label: str,
+        rate: float,
+        steps: int,
+        evaluations: int,
+        judge: Callable[[Sequence[float]], bool] | None = None,
+    ) -> None:
+        self.task, self.judge = task, judge
         self.trainee = trainee(task.model, task.settings, task.seed)
         self.model = self.trainee.network
         self.rate, self.steps = rate, steps
         self.every = max(1, steps // evaluations)
         self.label = f"{label} {rate:g}"
-        self.path = None if task.directory is None else task.directory / f"{label}-{rate:g}.safetensors"
+        self.path = (
+            None if task.directory is None else task.directory / f"{label.replace(' ', '-')}-{rate:g}.safetensors"
+        )
         self.optimizer = torch.optim.AdamW(self._groups(), lr=rate)
         self.facts: dict[str, Any] = {"step": 0, "best": task.start, "best_step": 0, "late": 0, "done": False}
-        self.facts["settings"] = asdict(task.settings) | {"rate": rate, "steps": steps, "seed": task.seed}
+        self.facts |= {} if judge is None else {"losses": [], "pruned": False}
+        self.facts["settings"] = task.settings.inputs() | {"rate": rate, "steps": steps, "seed": task.seed}
         self.facts["settings"] |= {"model": task.origin, "windows": len(task.train)}
         self.best = self.trainee.values()
         self.mean = self.trainee.values()
@@ -198,7 +267,9 @@ class _Run:
                     if report:
                         report(self.label, step, self.steps, loss)
         self._finish()
-        return Trial(self.rate, self.facts["best_step"], self.facts["best"], self.facts["step"])
+        facts, searched = self.facts, {} if self.task.choice is None else self.task.choice.facts()
+        pruned = facts.get("pruned", False)
+        return Trial(self.rate, facts["best_step"], facts["best"], facts["step"], searched, pruned)
 
     def _one_step(self) -> None:
         step = self.facts["step"]
@@ -245,6 +316,11 @@ class _Run:
         else:
             facts["late"] += 1
         facts["done"] = facts["step"] >= self.steps or facts["late"] >= self.task.settings.patience
+        if self.judge is not None:
+            # Stored with the rest, so that a search can be told of it without training again.
+            facts["losses"] = [*facts["losses"], loss]
+            facts["pruned"] = not facts["done"] and self.judge(facts["losses"])
+            facts["done"] = facts["done"] or facts["pruned"]
         if self.path is not None:
             kept = {f"best.{name}": value for name, value in self.best.items()}
             kept |= {f"mean.{name}": value for name, value in self.mean.items()}

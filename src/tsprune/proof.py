@@ -30,6 +30,8 @@ EXAMPLES = 6
 LATENCY_THREADS = 1
 MEASURED = "measured"
 """Folder of an unfinished stage with what was measured so far."""
+TRIED = ("learning_rate", "steps", "best_step", "validation_loss", "weight_decay", "dropout", "pruned")
+"""What the results say of a trial; the last three where optuna searched."""
 
 
 def judge(validation: Mapping[str, Any]) -> str:
@@ -188,10 +190,7 @@ def assemble(
         "versions": versions(),
         "timings": dict(seconds),
         "pruning": stages["rounds"],
-        "search": {
-            name: [{key: t[key] for key in ("learning_rate", "steps", "best_step", "validation_loss")} for t in found]
-            for name, found in trials.items()
-        },
+        "search": {name: [{key: t[key] for key in TRIED if key in t} for t in found] for name, found in trials.items()},
     }
     results["verdict"] = verdict(results)
     return results

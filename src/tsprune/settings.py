@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tsprune.amounts import byte_count
@@ -85,7 +85,7 @@ class CandidateSettings:
     candidates: tuple[str, ...] = option(
         TRAINED,
         f"Models to train and compare: {', '.join(names('tsprune.candidates'))}; prune_then_finetune must be among "
-        "them. All that are tuned get as many learning rates and steps; those from scratch get their published budget. "
+        "them. All that are tuned get as many trials and steps; those from scratch get their published budget. "
         "lora needs the extra tsprune[lora], itransformer_scratch needs --together.",
     )
     scratch_steps: int = option(
@@ -218,13 +218,18 @@ class FinetuneSettings:
     )
     steps: int = option(200, "Optimiser steps of a full run at the chosen learning rate.")
     search_steps: int = option(
-        40, "Steps of each trial in the learning-rate search; 0 skips it and takes the first rate."
+        40, "Steps of each trial in the learning-rate search or of --trials; 0 skips it and takes the first rate."
     )
     learning_rates: tuple[float, ...] = option(
         (),
         "Learning rates to try; validation decides. Default: three, by --tuning: "
         + "; ".join(f"{tuning} {','.join(f'{rate:g}' for rate in rates)}" for tuning, rates in RATES.items())
         + ".",
+    )
+    trials: int = option(
+        0,
+        "Trials of a search by optuna over learning rate and weight decay (and dropout where the model has some and "
+        "--dropout does not fix it); 0 tries the --learning-rates. Needs the extra tsprune[tune].",
     )
     batch: int = option(64, "Windows per step.")
     evaluations: int = option(10, "How often a full run is validated.")
@@ -252,8 +257,17 @@ class FinetuneSettings:
 
     @property
     def searched_rates(self) -> int:
-        """How many trials the learning-rate search makes."""
+        """How many trials the search makes, each at a learning rate of its own."""
+        if self.trials:
+            return self.trials
         return len(self.rates) if self.search_steps and len(self.rates) > 1 else 0
+
+    def inputs(self) -> dict[str, Any]:
+        """Every field, JSON-able, for hashes and for results.
+
+        Fields that came later are left out at their default, so that what was made before keeps its hash.
+        """
+        return {name: value for name, value in asdict(self).items() if name != "trials" or value}
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
@@ -272,12 +286,27 @@ class FinetuneSettings:
             raise TspruneError(f"--averaging {self.averaging} must be 0 or more and below 1")
         if self.learning_rates and min(self.learning_rates) <= 0:
             raise TspruneError(f"--learning-rates {self.learning_rates} must be positive numbers")
+        self._check_trials()
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise TspruneError(f"--dropout {self.dropout:g} must be 0 or more and below 1")
         if not 0 <= self.distill < 1:
             raise TspruneError(f"--distill {self.distill:g} must be 0 or more and below 1; 0 is off")
         if self.lora_rank < 1 or not self.lora_alpha > 0:
             raise TspruneError(f"--lora-rank {self.lora_rank} and --lora-alpha {self.lora_alpha:g} must be above 0")
+
+    def _check_trials(self) -> None:
+        if self.trials < 0:
+            raise TspruneError(f"--trials {self.trials} must not be negative; 0 tries the --learning-rates")
+        if self.trials and self.learning_rates:
+            raise TspruneError(
+                f"--trials {self.trials} searches the learning rate, which --learning-rates "
+                f"{','.join(f'{rate:g}' for rate in self.learning_rates)} lists; give one of them"
+            )
+        if self.trials and not self.search_steps:
+            raise TspruneError(
+                f"--trials {self.trials} with --search-steps 0 leaves the trials without a step; give them some, such "
+                "as --search-steps 40, or leave --trials out"
+            )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -333,7 +333,7 @@ def finetune_to(
             teacher=teacher,
         )
         bar.update(total, f"loss {tuned.best.validation_loss:.4f} at step {tuned.best.best_step}")
-    write_json(out / "trials.json", [asdict(trial) for trial in tuned.trials])
+    write_json(out / "trials.json", [trial.facts() for trial in tuned.trials])
     save(with_task(tuned.model, ready), out / "model", plan)
     shutil.rmtree(out / "training", ignore_errors=True)
     return tuned.best, list(tuned.trials)

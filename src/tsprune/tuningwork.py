@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from tsprune.adapters import adapted_paths, check_peft
@@ -11,7 +10,9 @@ from tsprune.errors import TspruneError
 from tsprune.models import load
 from tsprune.models._forecaster import Forecaster
 from tsprune.preparing import Prepared
+from tsprune.searching import check_optuna
 from tsprune.settings import FinetuneSettings, PruneSettings
+from tsprune.tpesearch import space_of
 from tsprune.tuning_modes import check_head
 
 
@@ -22,6 +23,7 @@ def check_tuning(settings: FinetuneSettings, model: Forecaster | None = None) ->
         settings: how to tune.
         model: the model to be tuned; None checks only what needs no model.
     """
+    check_optuna(settings)
     if settings.tuning == "lora":
         check_peft()
         if model is not None:
@@ -63,7 +65,16 @@ def teacher_of(settings: FinetuneSettings, named: str, ready: Prepared) -> Forec
 
 
 def tuning_facts(settings: FinetuneSettings, model: Forecaster) -> dict[str, Any]:
-    """How the candidates were tuned, for the results: the settings, with the rates that were really used."""
+    """How the candidates were tuned, for the results: the settings, with the rates that were really used.
+
+    Where optuna searched, `search` says between what; the learning rates are those that were tried first.
+    """
     own = sorted(set(dropout_rates(model).values()))
     dropout = own if settings.dropout is None else [settings.dropout]
-    return asdict(settings) | {"learning_rates": list(settings.rates), "dropout_rates": dropout}
+    rates = list(settings.rates[: settings.trials or None])
+    return settings.inputs() | {"learning_rates": rates, "dropout_rates": dropout} | search_facts(settings, model)
+
+
+def search_facts(settings: FinetuneSettings, model: Forecaster) -> dict[str, Any]:
+    """Between what optuna searched, as `search`; empty where the learning rates are listed."""
+    return {"search": space_of(settings, model).facts()} if settings.trials else {}

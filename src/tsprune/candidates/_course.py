@@ -48,7 +48,7 @@ def train_to(ready: Prepared, family: str, recipe: Recipe, out: Path, progress: 
     course = Course(ready, family, recipe, out / "training")
     with progress.stage(label, course.steps) as bar:
         trial = course.run(bar)
-    write_json(out / "trials.json", [vars(trial)])
+    write_json(out / "trials.json", [trial.facts()])
     write_json(out / FACTS, course.facts())
     save(with_task(course.model, ready), out / "model")
     shutil.rmtree(out / "training", ignore_errors=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tsprune.candidates._candidate import Candidate, Training
+from tsprune.data.words import many
 from tsprune.errors import TspruneError
 from tsprune.settings import RATES, FinetuneSettings
 
@@ -30,18 +31,23 @@ class AsSet(Training):
 
     def facts(self, workshop: Workshop, folder: Path) -> dict[str, Any]:
         """Mode and budget; the budget is the same for every candidate that is tuned."""
+        from tsprune.tuningwork import search_facts
+
         own = self.settings(workshop.tuning)
         search = f"{own.searched_rates} learning rates of {own.search_steps} steps each, then "
+        if own.trials:
+            search = f"{many(own.trials, 'trial')} by optuna of at most {many(own.search_steps, 'step')} each, then "
         return {
             "training": MODES[own.tuning],
             "budget": f"{search if own.searched_rates else ''}{own.steps} steps of {own.batch} windows at most",
-            "learning_rates": list(own.rates),
+            "learning_rates": list(own.rates[: own.trials or None]),
+            **search_facts(own, workshop.prepared.model),
         }
 
 
 @dataclass(frozen=True)
 class InMode(AsSet):
-    """A tuning mode of its own, with as many learning rates and steps as the run's.
+    """A tuning mode of its own, with as many trials and steps as the run's.
 
     Rates that were given are meant for the run's mode; here they are multiplied by what lies between the usual rates
     of the two modes, so that equally many are tried.

@@ -135,7 +135,7 @@ class Workshop:
             settings: of this candidate.
             source: stage with the model to be tuned; None for the model as it came.
         """
-        inputs = {**self.base, **asdict(settings), "candidate": name}
+        inputs = {**self.base, **settings.inputs(), "candidate": name}
         if source is not None:
             inputs["from"] = fingerprint(load(source / "model"))
         if settings.distill:

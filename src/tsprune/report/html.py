@@ -53,6 +53,8 @@ SECTIONS = (
 )
 _LONG = {"val.": "validation", "params": "parameters"}
 """Headers the terminal has no room for."""
+SEARCHED = {"weight_decay": "weight decay", "dropout": "dropout"}
+"""What optuna searches beside the learning rate."""
 
 
 def write_report(
@@ -155,6 +157,7 @@ def _context(
         "pruning": pruning,
         "rounds_svg": _markup(figures.rounds_figure(pruning, "rounds")) if pruning.get("rounds") else "",
         "search": _search(results),
+        "optuna": any("weight_decay" in t for tries in (results.get("search") or {}).values() for t in tries),
         "scratch": any(name.endswith(SCRATCH) for name in results.get("search") or {}),
         "size_svg": _markup(figures.size_figure(results, "size")),
         "repairs": list(protocol.get("repairs") or []),
@@ -223,12 +226,13 @@ def _example(example: ForecastExample, index: int) -> dict[str, Any]:
 
 
 def _search(results: Results) -> list[dict[str, Any]]:
-    """Tried learning rates per candidate; `best` marks the lowest validation loss."""
+    """What was tried per candidate; `best` marks the lowest validation loss, `more` is what optuna searched besides."""
     tables = []
     for name, tries in (results.get("search") or {}).items():
         losses = [number(t.get("validation_loss")) for t in tries]
         known = [v for v in losses if not math.isnan(v)]
         best = losses.index(min(known)) if known else -1
+        more = [key for key in SEARCHED if any(key in t for t in tries)]
         rows = [
             {
                 "rate": f"{number(t.get('learning_rate')):.1e}",
@@ -236,13 +240,20 @@ def _search(results: Results) -> list[dict[str, Any]]:
                 "steps": t.get("steps"),
                 "loss": loss,
                 "best": i == best,
+                "more": [_tried(t.get(key)) for key in more],
+                "pruned": t.get("pruned") is True,
             }
             for i, (t, loss) in enumerate(zip(tries, losses, strict=True))
         ]
         own = (results.get("trained") or {}).get(name) or {}
         told = [str(own[key]) for key in ("start", "training", "budget") if own.get(key)]
-        tables.append({"name": name, "rows": rows, "how": "; ".join(told)})
+        tables.append({"name": name, "rows": rows, "how": "; ".join(told), "more": [SEARCHED[key] for key in more]})
     return tables
+
+
+def _tried(value: Any) -> str:
+    """A weight decay or a dropout as it stands in the table."""
+    return "own" if value is None else "–" if math.isnan(number(value)) else f"{number(value):g}"
 
 
 def _protocol_rows(results: Results, protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
