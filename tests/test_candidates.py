@@ -22,7 +22,9 @@ from tsprune import candidates
 from tsprune.__about__ import __version__
 from tsprune.budget import fit_minutes
 from tsprune.candidates import _course, _scratch, itransformer_scratch, patchtst_scratch
+from tsprune.candidates._candidate import Shorter
 from tsprune.candidates._trainings import InMode
+from tsprune.candidates._workshop import Workshop
 from tsprune.data.reading import ReadOptions
 from tsprune.errors import TspruneError
 from tsprune.flags import Chosen, from_file
@@ -329,6 +331,32 @@ def test_published_sizes_follow_the_data(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [narrow.config["d_model"], itransformer_scratch.recipe(given).config["d_model"]] == [128, 512]
     assert (narrow.batch, narrow.epochs, narrow.patience, narrow.rate) == (32, 10, 3, 1e-4)
     assert narrow.config["seq_len"] == given.split.context and narrow.config["pred_len"] == given.horizon
+
+
+def test_scratch_training_is_cut_short_only_where_it_would_be_longer(tmp_path: Path) -> None:
+    one = ready(length=600)
+    published: Any = patchtst_scratch.CANDIDATE.training
+    whole = published.recipe(one, True)
+    _, per_epoch = _scratch.portion(one, whole)
+
+    def recipe(steps: int) -> _scratch.Recipe:
+        pruning, tuning = check_pruning(PruneSettings(), one.model), FinetuneSettings()
+        shorter = Shorter(steps, small=True)
+        shop = Workshop(one, pruning, tuning, Run(tmp_path), {}, Progress(quiet=True), shorter)
+        return published.shortened(shop)
+
+    assert recipe(0) == recipe(whole.epochs * per_epoch) == whole
+    short = recipe(2 * per_epoch + 1)
+    assert (short.rate, short.decay) == (whole.rate * 10, "one cycle")
+    course = _course.Course(one, "patchtst", short, tmp_path / "training")
+    taken: list[float] = []
+    step = course.optimizer.step
+    course.optimizer.step = lambda *a: (taken.append(course.optimizer.param_groups[0]["lr"]), step())[1]  # type: ignore
+    with Progress(quiet=True).stage("train", course.steps) as bar:
+        trial = course.run(bar)
+    assert len(taken) == trial.steps == 2 * per_epoch + 1
+    assert max(taken) <= short.rate and taken[-1] < short.rate / 4
+    assert f"cut short to {2 * per_epoch + 1} steps" in course.facts()["budget"]
 
 
 def test_rates_fall_as_published() -> None:

@@ -81,6 +81,19 @@ def test_windows_equal_a_brute_force_cut(
         assert batch.group_ids is batch.is_target is batch.future is None
 
 
+@given(st.lists(st.integers(20, 60), min_size=1, max_size=4), st.floats(0.01, 1.0))
+def test_latest_windows_are_the_last_of_every_series(lengths: list[int], share: float) -> None:
+    windows = whole(panel_of(*lengths), 4, 3)
+    found = windows.latest(share)
+    for series in np.unique(windows.series_index):
+        every = windows.origin[windows.series_index == series]
+        kept = found.origin[found.series_index == series]
+        assert len(kept) == max(1, int(share * len(every) + 0.5))
+        assert np.array_equal(kept, every[len(every) - len(kept) :])
+    with pytest.raises(TspruneError, match="share of 0 windows"):
+        windows.latest(0)
+
+
 def test_windows_without_observations_are_left_out_and_counted() -> None:
     values = np.arange(12, dtype=np.float32)
     values[4:8] = np.nan

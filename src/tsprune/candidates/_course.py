@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tsprune.candidates._scratch import DECAYS, FACTS, MOST_SERIES, Recipe
+from tsprune.candidates._scratch import DECAYS, FACTS, Recipe, portion
 from tsprune.data.batch import Batch
 from tsprune.data.words import many
 from tsprune.errors import TspruneError
@@ -73,12 +73,7 @@ class Course:
         self.ready, self.family, self.recipe = ready, family, recipe
         self.path = directory / "epochs.safetensors"
         self.windows = ready.split.train()
-        if not len(self.windows):
-            raise TspruneError("there is no training window; use more data, a shorter --horizon or a shorter --context")
-        apart = 1 if self.windows.grouping == "all" else min(len(ready.split.panel.series), MOST_SERIES)
-        self.rows = min(recipe.batch * apart, len(self.windows))
-        # What is left over after the last full batch is not used in that epoch, as published.
-        self.per_epoch = len(self.windows) // self.rows
+        self.rows, self.per_epoch = portion(ready, recipe)
         self.steps = recipe.epochs * self.per_epoch
         if recipe.steps:
             self.steps = min(self.steps, recipe.steps)
@@ -163,7 +158,7 @@ class Course:
         apart = "windows of all series" if self.windows.grouping == "all" else "windows of single series"
         budget = "its published budget,"
         if self.steps < recipe.epochs * self.per_epoch:
-            budget = f"at most {self.steps} steps, less than published, and"
+            budget = f"cut short to {self.steps} steps, at ten times the published rate, and"
         steps = f"{many(self.per_epoch, 'step')} of {self.rows} {apart}"
         return {
             "training": f"trained from scratch with the settings published in {recipe.source}",
