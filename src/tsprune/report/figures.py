@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import html
-import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 from tsprune.errors import TspruneError
+from tsprune.report.canvas import BAND, BLUE, GREY, INK, ORANGE, bare_figure, labels_apart, plainly, svg
 from tsprune.report.removal import Cell, RemovalMap
 from tsprune.report.words import Results, baselines, count_text, error_text, human, metric, milliseconds, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-INK, GREY, RULE = "#1b2430", "#6b7480", "#d8dce1"
-BLUE, BAND, ORANGE = "#1f5f99", "#bcd3e8", "#c2571a"
 _GONE = "#d3d7dd"
-_POINTS_TO_PX = 96 / 72
 _CELL = 1.25
 """Width of a cell of the heat map in inches."""
-P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -69,58 +61,10 @@ class ForecastExample:
         return min(self.quantiles, key=lambda q: (abs(q - wanted), q))
 
 
-def _plainly(draw: Callable[P, str]) -> Callable[P, str]:
-    """Draw with matplotlib's own defaults, whatever the user's matplotlibrc says, so that bytes agree."""
-
-    @functools.wraps(draw)
-    def plain(*args: P.args, **kwargs: P.kwargs) -> str:
-        from matplotlib import style
-
-        ours: dict[str, Any] = {"svg.hashsalt": "tsprune", "svg.fonttype": "none", "font.size": 9.0}
-        with style.context(["default", ours]):
-            return draw(*args, **kwargs)
-
-    return plain
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of `width` x `height` inches with one bare axes, free of pyplot and its global state."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(colors=INK, labelsize=9, color=GREY)
-    axes.grid(color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _svg(figure: Figure, name: str, alt: str) -> str:
-    """The figure as an SVG element whose ids start with `name`, with `alt` for those who do not see it."""
-    buffer = io.StringIO()
-    bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=bare)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', text)
-    text = text.replace("url(#", f"url(#{name}-")
-    width, height = (float(v) for v in figure.get_size_inches() * 72)
-    # Size comes from the page: as wide as allowed, never wider than drawn.
-    opening = (
-        f'<svg role="img" aria-label="{html.escape(alt, quote=True)}" '
-        f'viewBox="0 0 {width:g} {height:g}" style="max-width:{width * _POINTS_TO_PX:.0f}px">'
-    )
-    return opening + text[text.index(">") + 1 :].strip()
-
-
-@_plainly
+@plainly
 def forecast_figure(example: ForecastExample, name: str) -> str:
     """Context tail, truth, median and the band of the outer quantiles nearest to 10 % and 90 %."""
-    figure, axes = _figure(5.0, 2.35)
+    figure, axes = bare_figure(5.0, 2.35)
     past = range(-len(example.history), 0)
     steps = range(len(example.truth))
     low, middle, high = (example.level(q) for q in (0.1, 0.5, 0.9))
@@ -145,15 +89,15 @@ def forecast_figure(example: ForecastExample, name: str) -> str:
         + (f"; {missing} values are missing" if missing else "")
         + "."
     )
-    return _svg(figure, name, alt)
+    return svg(figure, name, alt)
 
 
-@_plainly
+@plainly
 def rounds_figure(pruning: Results, name: str) -> str:
     """Validation loss against the share of parameters removed, the round that was kept ringed, round 0 = unpruned."""
     rounds = [r for r in pruning.get("rounds") or [] if not math.isnan(number(r.get("removed_share")))]
     rounds.sort(key=lambda r: int(r["round"]))
-    figure, axes = _figure(5.6, 3.1)
+    figure, axes = bare_figure(5.6, 3.1)
     shares = [100 * number(r["removed_share"]) for r in rounds]
     losses = [number(r.get("validation_loss")) for r in rounds]
     axes.plot(shares, losses, color=BLUE, linewidth=1.4, marker="o", markersize=4)
@@ -190,25 +134,15 @@ def rounds_figure(pruning: Results, name: str) -> str:
     axes.set_xlim(-0.05 * most, 1.06 * most)
     axes.set_xlabel("parameters removed, %", fontsize=9, color=INK)
     axes.set_ylabel("validation loss", fontsize=9, color=INK)
-    return _svg(figure, name, f"Validation loss over {len(rounds)} pruning rounds.{said}")
+    return svg(figure, name, f"Validation loss over {len(rounds)} pruning rounds.{said}")
 
 
-def _labels_apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Label heights close to `heights` but at least `gap` apart, in the same order."""
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    placed = list(heights)
-    for below, above in zip(order, order[1:], strict=False):
-        placed[above] = max(placed[above], placed[below] + gap)
-    lifted = sum(p - h for p, h in zip(placed, heights, strict=True)) / max(len(placed), 1)
-    return [p - lifted for p in placed]
-
-
-@_plainly
+@plainly
 def size_figure(results: Results, name: str) -> str:
     """Test MSE against parameters with latency; a baseline without parameters is a level."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(6.6, 3.4)
+    figure, axes = bare_figure(6.6, 3.4)
     models, levels = [], {}
     for candidate in results["candidates"]:
         size, error = number(candidate.get("parameters")), metric(candidate, "test", "mse")
@@ -220,7 +154,7 @@ def size_figure(results: Results, name: str) -> str:
     # At least 5 % of the level, so that differences the verdict calls "about the same" look it.
     span = max(max(errors) - min(errors), 0.05 * max(errors)) or 1.0 if errors else 1.0
     # Names stand in a column of their own at the right, so that none covers a point.
-    heights = _labels_apart(errors, 0.13 * span)
+    heights = labels_apart(errors, 0.13 * span)
     largest = max((size for _, size, _ in models), default=1.0) or 1.0
     said = []
     for (candidate, size, error), height in zip(models, heights, strict=True):
@@ -255,7 +189,7 @@ def size_figure(results: Results, name: str) -> str:
     axes.xaxis.set_major_formatter(lambda value, _: _tick(value))
     axes.set_xlabel("parameters", fontsize=9, color=INK, x=0.5 * 1.05 / 1.85)
     axes.set_ylabel("test MSE", fontsize=9, color=INK)
-    return _svg(figure, name, "Test MSE against parameters. " + "; ".join(said) + ".")
+    return svg(figure, name, "Test MSE against parameters. " + "; ".join(said) + ".")
 
 
 def _tick(value: float) -> str:
@@ -295,14 +229,14 @@ def _draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
             )
 
 
-@_plainly
+@plainly
 def removal_figure(removal: RemovalMap, name: str) -> str:
     """Heat map: a row per layer, a column per prunable part, cell = share kept; removed parts hatched."""
     rows, columns, wide = removal.rows, removal.columns, _CELL
     after = wide * len(columns) + 0.12
     label = 0.085 * max((len(r.label) for r in rows), default=1) + 0.2
     total = after + 0.075 * max((len(r.whole) for r in rows), default=1) + 0.6
-    figure, axes = _figure(label + total + 0.1, 0.3 * len(rows) + 0.62)
+    figure, axes = bare_figure(label + total + 0.1, 0.3 * len(rows) + 0.62)
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
             if column in row.cells:
@@ -318,7 +252,7 @@ def removal_figure(removal: RemovalMap, name: str) -> str:
     axes.set_xticks(places, [*columns, "whole parts"], parse_math=False)
     axes.get_xticklabels()[-1].set_horizontalalignment("left")
     axes.set_yticks([y + 0.5 for y in range(len(rows))], [r.label for r in rows], parse_math=False)
-    return _svg(figure, name, "Units kept per layer. " + removal.sentence())
+    return svg(figure, name, "Units kept per layer. " + removal.sentence())
 
 
 def _draw_cell(axes: Axes, x: float, y: float, cell: Cell) -> None:

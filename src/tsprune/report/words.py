@@ -31,6 +31,7 @@ NAMES = {
     "layer_drop_finetune": "layer drop, then fine-tune",
     "patchtst_scratch": "PatchTST from scratch",
     "itransformer_scratch": "iTransformer from scratch",
+    "specialist": "chosen by validation",
 }
 CONTROLS = {
     "random_prune_finetune": "random pruning",
