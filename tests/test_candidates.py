@@ -197,7 +197,7 @@ def test_the_usual_candidates_keep_the_stages_of_runs_before_there_were_others(t
     cut = {"parameters": goal, "units": pruning.units, "repair": True, "prune_windows": 16, "from": adapt}
 
     def tuned(name: str, stage: str) -> dict[str, Any]:
-        return {**base, **asdict(tuning), "candidate": name, "from": fingerprint(model_in(usual, stage))}
+        return {**base, **tuning.inputs(), "candidate": name, "from": fingerprint(model_in(usual, stage))}
 
     models = {name: fingerprint(model_in(usual, name.replace("_", "-"))) for name in candidates.DEFAULT}
     expected = {
