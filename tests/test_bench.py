@@ -74,7 +74,7 @@ def done(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Spec, 
 
 
 def test_one_row_for_every_cell(done: tuple[Spec, Path, dict[str, Any]]) -> None:
-    spec, out, summary = done
+    _, out, summary = done
     rows = rows_of(out)
     places = [(row["model"], row["data"], row["horizon"], row["share"], row["candidate"], row["seed"]) for row in rows]
     own = [("two", "first", 8, 1.0, name, seed) for seed in (0, 1) for name in EVERY[:5]]

@@ -117,7 +117,8 @@ def test_what_is_wrong_is_said(changes: dict[str, Any], says: str) -> None:
 
 
 def test_faults_of_the_file_name_it(write: Write, tmp_path: Path) -> None:
-    for text, says in (("models: [", "not valid YAML"), ("- a\n- b", "expected lines"), ("steps: 1\nsteps: 2", "twice")):
+    faults = {"models: [": "not valid YAML", "- a\n- b": "expected lines", "steps: 1\nsteps: 2": "twice"}
+    for text, says in faults.items():
         path = write(text, "grid.yaml")
         with pytest.raises(TspruneError, match=says) as caught:
             read(path)
