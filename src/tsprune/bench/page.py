@@ -157,7 +157,7 @@ def _facts(grid: Grid) -> list[tuple[str, str]]:
 
 
 def _moved(ratio: float) -> str:
-    return f"{'−' if ratio < 1 else '+'}{percent(100 * (ratio - 1))}"
+    return f"{'−' if ratio < 1 else '+'}{percent(100 * (ratio - 1))}".replace(" ", "\u00a0")
 
 
 def _alerts(summary: Mapping[str, Any], latencies: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -70,8 +70,8 @@ def difference_blocks(grid: Grid) -> list[Block]:
             critical_difference_figure(ranking, "cd"),
             f"Mean ranks over {many(ranking.tasks, 'data set')}, 1 being the best. An orange bar joins methods no two "
             f"of which are told apart at {ranking.alpha:g} by Wilcoxon's signed-rank tests of the logarithms of "
-            "errors, after Holm's correction for all pairs. Nemenyi's difference is shown for comparison: what it tells "
-            "apart depends on which others are in the pool, so the bars are not made from it.",
+            "errors, after Holm's correction for all pairs. Nemenyi's difference is shown for comparison: what it "
+            "tells apart depends on which others are in the pool, so the bars are not made from it.",
             "Critical differences.",
         ),
         *notes,
