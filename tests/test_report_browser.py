@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,49 +9,15 @@ from typing import Any
 import pytest
 
 import report_fixture as fixture
+from chromium import opened, requests, started
 from tsprune.report import ForecastExample, write_report
 
 pytestmark = pytest.mark.browser
 
-_FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-)
-
-
-def _absent(reason: str) -> None:
-    if os.environ.get("TSPRUNE_REQUIRE_BROWSER") == "1":
-        pytest.fail(f"TSPRUNE_REQUIRE_BROWSER=1, but {reason}")
-    pytest.skip(reason)
-
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium with logs of the console and of the network, its own empty profile, and no driver download."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        _absent("no chromium and chromedriver found; install the Debian packages chromium and chromium-driver")
-    try:
-        from selenium import webdriver
-        from selenium.webdriver.chrome.options import Options
-        from selenium.webdriver.chrome.service import Service
-    except ImportError:
-        _absent("selenium is not installed; pip install selenium, apt install chromium chromium-driver")
-    options = Options()
-    options.binary_location = chromium or ""
-    for flag in (*_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = webdriver.Chrome(options=options, service=Service(executable_path=driver))
-    yield found
-    found.quit()
+    yield from started(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture(scope="module")
@@ -75,25 +38,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(path, results, fixture.plan(), [odd, *rest], fixture.units())
 
 
-def _open(browser: Any, report: Path, width: int) -> None:
-    for kind in ("browser", "performance"):
-        browser.get_log(kind)  # reading empties it
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
-    )
-    browser.get(report.as_uri())
-
-
-def _requests(browser: Any) -> list[str]:
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-
-
 def test_when_report_opens_then_console_is_silent_and_only_the_file_is_read(browser: Any, report: Path) -> None:
-    _open(browser, report, 1280)
+    opened(browser, report, 1280)
     assert browser.get_log("browser") == []
-    asked = _requests(browser)
+    asked = requests(browser)
     assert report.as_uri() in asked
     assert [url for url in asked if url != report.as_uri() and not url.startswith("data:")] == []
     assert browser.title == "tsprune report: load_hourly.csv"
@@ -105,8 +53,8 @@ def test_when_page_reaches_outwards_then_the_watch_on_requests_sees_it(
     """Guards the test above: without it a blind log would pass."""
     leaky = tmp_path / "leaky.html"
     leaky.write_text('<img src="missing.png"><script>console.error("x")</script>', encoding="utf-8")
-    _open(browser, leaky, 1280)
-    assert any(url.endswith("missing.png") for url in _requests(browser))
+    opened(browser, leaky, 1280)
+    assert any(url.endswith("missing.png") for url in requests(browser))
     assert browser.get_log("browser")
 
 
@@ -114,7 +62,7 @@ def test_when_page_reaches_outwards_then_the_watch_on_requests_sees_it(
 def test_when_report_is_shown_then_tables_have_rows_and_figures_have_size(
     browser: Any, report: Path, width: int
 ) -> None:
-    _open(browser, report, width)
+    opened(browser, report, width)
     rows = browser.execute_script(
         "return [...document.querySelectorAll('table')].map(t => t.querySelectorAll('tbody tr').length)"
     )
@@ -133,7 +81,7 @@ def test_when_report_is_shown_then_tables_have_rows_and_figures_have_size(
 
 @pytest.mark.parametrize("width", [1280, 400])
 def test_when_screen_is_wide_or_narrow_then_page_does_not_overflow(browser: Any, report: Path, width: int) -> None:
-    _open(browser, report, width)
+    opened(browser, report, width)
     inside, outside = browser.execute_script(
         "const d = document.documentElement; return [d.scrollWidth, d.clientWidth]"
     )
@@ -147,7 +95,7 @@ def test_when_screen_is_wide_or_narrow_then_page_does_not_overflow(browser: Any,
 
 def test_when_report_is_laid_out_for_paper_then_nothing_is_cut_off(browser: Any, report: Path) -> None:
     """The print layout at the width of A4 between its margins; making the PDF itself is the browser's business."""
-    _open(browser, report, 688)
+    opened(browser, report, 688)
     shown = "return getComputedStyle(document.querySelector('nav')).display"
     assert browser.execute_script(shown) != "none"
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from tsprune.candidates import PRUNED
+from tsprune.data.words import many
 from tsprune.errors import TspruneError
 from tsprune.flags import Chosen
 from tsprune.progress import Progress
 from tsprune.settings import option
+
+SPECIALIST = "specialist"
+_NAMES = {"smape": "sMAPE"}
 
 
 @dataclass(frozen=True)
@@ -53,21 +59,45 @@ def run_bench(chosen: Chosen, quiet: bool) -> None:
     summary = bench(
         spec, out, workers=settings.jobs, ray=settings.ray, progress=Progress(quiet), run=settings.only != "tables"
     )
-    print((out / "table.md").read_text(encoding="utf-8"))
+    print(first_table((out / "table.md").read_text(encoding="utf-8")))
     for line in sentences(summary):
         print(line)
     for line in summary["missing"]:
         print(f"missing: {line}")
-    print(f"rows: {out / 'results.jsonl'}\npage: {out / 'bench.html'}")
+    print(f"rows: {out / 'results.jsonl'}\ntables: {out / 'table.md'}, {out / 'table.tex'}\npage: {out / 'bench.html'}")
 
 
-def sentences(summary: dict[str, object]) -> list[str]:
-    """What may be said over all tasks, one sentence per measure and reference."""
+def first_table(text: str) -> str:
+    """The table over all tasks; those of the models are in the file."""
+    return "\n### ".join(text.split("\n### ")[:1]).strip() + "\n"
+
+
+def sentences(summary: dict[str, Any]) -> list[str]:
+    """What may be said of the pruned candidate and of the choice by validation over all tasks, a line per reference."""
+    from tsprune.report.words import human
+
     found = []
-    tables = {str(summary["reference"]): summary["overall"], **dict(summary["against"])}  # type: ignore[call-overload]
+    tables = {summary["reference"]: summary["overall"], **summary["against"]}
     for reference, by_measure in tables.items():
         for measure, by_model in by_measure.items():
             one = by_model["all"]
-            said = one.get("sentence") or f"against {reference}: {one['refused']}"
-            found.append(f"{measure.upper()}: {said}")
+            if "refused" in one:
+                found.append(f"{_NAMES.get(measure, measure.upper())} against {human(reference)}: {one['refused']}")
+                continue
+            ratios = {model["name"]: model for model in one["models"]}
+            for name in [name for name in (PRUNED, SPECIALIST) if name in ratios and name != reference]:
+                found.append(
+                    f"{_NAMES.get(measure, measure.upper())}, {_said(human(name), human(reference), ratios[name])}"
+                )
     return found
+
+
+def _said(name: str, reference: str, one: dict[str, Any]) -> str:
+    over = many(one["tasks"], "task")
+    said = f"{name} against {reference} over {over}: ratio {one['ratio']:.3f}"
+    if one["low"] is None:
+        return f"{said}, no interval from one data set; lower in {one['win_rate']:.0%} of the tasks"
+    better, worse = one["high"] < 1, one["low"] > 1
+    verdict = "better" if better else "worse" if worse else "neither is called better"
+    interval = f"95 % interval over data sets {one['low']:.3f} to {one['high']:.3f}"
+    return f"{said} ({interval}; {verdict}), lower in {one['win_rate']:.0%} of the tasks"

@@ -157,7 +157,7 @@ def _facts(grid: Grid) -> list[tuple[str, str]]:
 
 
 def _moved(ratio: float) -> str:
-    return f"{'−' if ratio < 1 else '+'}{percent(100 * (ratio - 1))}"
+    return f"{'−' if ratio < 1 else '+'}{percent(100 * (ratio - 1))}".replace(" ", "\u00a0")
 
 
 def _alerts(summary: Mapping[str, Any], latencies: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -192,12 +192,10 @@ def _counts(compared: Sequence[Mapping[str, Any]]) -> dict[str, Counter[str]]:
 
 def _verdicts(grid: Grid, compared: Sequence[Mapping[str, Any]]) -> list[Block]:
     reference = human(grid.summary["reference"])
-    blocks: list[Block] = [
-        Text(
-            f"The candidate with the lowest error was found by looking at the test errors, so its lead is flattered; "
-            f"“{human(_SPECIALIST)}” is what a run would have handed back without looking."
-        )
-    ]
+    said = "The candidate with the lowest error was found by looking at the test errors, so its lead is flattered"
+    if _SPECIALIST in grid.candidates():
+        said += f"; “{human(_SPECIALIST)}” is what a run would have handed back without looking"
+    blocks: list[Block] = [Text(f"{said}.")]
     found = _counts(compared)
     if not found:
         return [*blocks, Text("No table of verdicts: no task was tested by itself.")]

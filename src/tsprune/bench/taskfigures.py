@@ -61,9 +61,10 @@ def forest_figure(ratios: Sequence[Ratio], limits: tuple[float, float], name: st
             axes.plot([one.estimate], [y], shape, color=colour, markerfacecolor=face, markersize=5)
             continue
         over = one.estimate > high
-        axes.plot([high if over else low], [y], ">" if over else "<", color=colour, markersize=5, clip_on=False)
+        edge = 0.015 * (high - low)
+        axes.plot([high - edge if over else low + edge], [y], ">" if over else "<", color=colour, markersize=5)
         style: dict[str, Any] = {"ha": "right" if over else "left", "va": "center", "fontsize": 9, "color": colour}
-        axes.text(high - 0.03 * (high - low) if over else low + 0.03 * (high - low), y, f"{one.estimate:.2f}", **style)
+        axes.text(high - 3 * edge if over else low + 3 * edge, y, f"{one.estimate:.2f}", **style)
     axes.set(xlim=limits, ylim=(len(ratios) - 0.4, -0.6))
     axes.set_yticks(range(len(ratios)), [one.task for one in ratios], parse_math=False)
     axes.tick_params(axis="y", length=0)

@@ -187,9 +187,9 @@ class Grid:
 
 
 def task_label(label: str) -> str:
-    """A task of a matrix for people: `ttm, ETTh1 96`."""
+    """A task of a matrix for people: `ETTh1 96 (ttm)`."""
     model, _, rest = label.rpartition("\x00")
-    return f"{model}, {rest}" if model else rest
+    return f"{rest} ({model})" if model else rest
 
 
 def without_gaps(labels: Sequence[str], methods: Sequence[str], table: NDArray[np.float64]) -> Matrix:

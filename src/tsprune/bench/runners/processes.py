@@ -6,11 +6,13 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
 from tsprune.bench.jobs import Done, Job
 from tsprune.bench.work import run_job
+from tsprune.errors import TspruneError
 
 Task = tuple[Job, str]
 """A job and the directory where it works."""
@@ -48,8 +50,15 @@ def run(content: Mapping[str, Any], tasks: Sequence[Task], handed: Handed, worke
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                     job = waiting.pop(future)
                     error = future.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        raise error
                     handed(job, future.result() if error is None else _plain(error))
                     more()
+        except BrokenProcessPool:
+            raise TspruneError(
+                "a worker process died, which is mostly for want of memory; run the same command again, with fewer "
+                "--jobs if it happens again: what is finished is kept"
+            ) from None
         except BaseException:
             for process in list((pool._processes or {}).values()):
                 process.terminate()
