@@ -14,11 +14,11 @@ import pytest
 import bench_fixture as fixture
 from chromium import opened, requests, started
 from tsprune.bench.costblocks import few_shot_curves, latency_points
-from tsprune.bench.tasking import Grid
 from tsprune.bench.matrixfigure import matrix_figure, pivot
 from tsprune.bench.page import headline, render, write_page
 from tsprune.bench.recipepage import write_recipe_page
 from tsprune.bench.taskfigures import Point, Ratio, shared_limits, with_front
+from tsprune.bench.tasking import Grid
 from tsprune.errors import TspruneError
 
 

@@ -14,9 +14,9 @@ from scipy import stats
 
 import bench_fixture as fixture
 from tsprune.bench import ranks
-from tsprune.bench.tasking import Grid, Matrix, without_gaps
 from tsprune.bench.signedrank import EXACT, holm, midranks, signed_rank_p, smallest_p
 from tsprune.bench.tails import chi_square_tail, f_tail, range_quantile, range_tail
+from tsprune.bench.tasking import Grid, Matrix, without_gaps
 from tsprune.errors import TspruneError
 
 

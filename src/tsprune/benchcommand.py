@@ -59,12 +59,16 @@ def run_bench(chosen: Chosen, quiet: bool) -> None:
     summary = bench(
         spec, out, workers=settings.jobs, ray=settings.ray, progress=Progress(quiet), run=settings.only != "tables"
     )
-    print(first_table((out / "table.md").read_text(encoding="utf-8")))
+    if summary["candidates"]:
+        print(first_table((out / "table.md").read_text(encoding="utf-8")))
     for line in sentences(summary):
         print(line)
     for line in summary["missing"]:
         print(f"missing: {line}")
-    print(f"rows: {out / 'results.jsonl'}\ntables: {out / 'table.md'}, {out / 'table.tex'}\npage: {out / 'bench.html'}")
+    names = {"rows": ["results.jsonl"], "tables": ["table.md", "table.tex"]}
+    for what, files in {**names, "page": ["bench.html", f"{summary['recipe']}.html"]}.items():
+        if there := [str(out / name) for name in files if (out / name).exists()]:
+            print(f"{what}: {', '.join(there)}")
 
 
 def first_table(text: str) -> str:

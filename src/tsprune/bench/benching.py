@@ -155,6 +155,7 @@ class _Bench:
     def _written(self, gathered: Gathered, timed: list[dict[str, Any]]) -> dict[str, Any]:
         """Every file that is made of the cells."""
         from tsprune.bench.page import write_page
+        from tsprune.bench.recipepage import write_recipe_page
         from tsprune.bench.tables import latex, markdown
 
         summary = summary_of(self.spec, gathered, timed)
@@ -164,9 +165,14 @@ class _Bench:
         write_text(self.out / LATENCIES, rows_text(timed))
         write_json(self.out / COMPARISONS, compared)
         write_json(self.out / SUMMARY, summary)
-        write_text(self.out / "table.md", markdown(gathered.judged, summary))
-        write_text(self.out / "table.tex", latex(gathered.judged, summary))
-        write_page(self.out / "bench.html", gathered.judged, timed, compared, summary)
+        if gathered.judged:
+            write_text(self.out / "table.md", markdown(gathered.judged, summary))
+            write_text(self.out / "table.tex", latex(gathered.judged, summary))
+            write_page(self.out / "bench.html", gathered.judged, timed, compared, summary)
+        if told := self.recipe.told(summary):
+            headline, parts = told
+            name = self.spec.recipe
+            write_recipe_page(self.out / f"{name}.html", f"{self.spec.name}: {name}", headline, parts, summary)
         return summary
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tsprune.candidates._scratch import DECAYS, FACTS, Recipe, portion
 from tsprune.data.batch import Batch
@@ -86,6 +86,7 @@ class Course:
             source = Path(ready.panel.source).name if ready.panel.source else "table"
             config = {**recipe.config, "pretraining_corpora": [source]}
             made: Forecaster = find("tsprune.models", family).FAMILY.from_config(config)
+            as_torch_fills(made)
         self.model = made.to(ready.task.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.rate)
         self.state: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0, "late": 0, "done": False}
@@ -170,6 +171,16 @@ class Course:
             "config": dict(recipe.config),
             "notes": capability_notes(self.ready.panel, self.model),
         }
+
+
+def as_torch_fills(model: Forecaster) -> None:
+    """Fill every linear map the way torch does, in place; the authors left it at that.
+
+    Maps that are filled for pretraining start larger: PatchTST on ETTh1 then needs twice the epochs for an error.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
 
 
 def squared_errors(model: Forecaster, batch: Batch) -> tuple[Tensor, Tensor]:

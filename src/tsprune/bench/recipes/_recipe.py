@@ -30,6 +30,10 @@ class Recipe(ABC):
         """What the recipe adds to the summary, JSON-able."""
         return {}
 
+    def told(self, summary: dict[str, Any]) -> tuple[str, list[dict[str, Any]]] | None:
+        """Headline and parts of a page of its own (see `recipepage`), or None where the grid's page says it all."""
+        return None
+
 
 def everything(spec: Spec, look: Look) -> list[Job]:
     """Every job of the plain grid: baselines, networks from scratch, and the candidates of every model.

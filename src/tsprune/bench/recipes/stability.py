@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -44,6 +44,36 @@ class Stability(Recipe):
             for unit, agreement in row["agreement"].items()
         ]
         return {"stability": {"within": within, "pairs": pairs(gathered)}}
+
+    def told(self, summary: dict[str, Any]) -> tuple[str, list[dict[str, Any]]] | None:
+        """A table of mean rank correlations by model, score and kind of unit."""
+        within, across = summary["stability"]["within"], summary["stability"]["pairs"]
+        rows = []
+        for model, score, unit in dict.fromkeys((one["model"], one["candidate"], one["unit"]) for one in within):
+            own = [one for one in within if (one["model"], one["candidate"], one["unit"]) == (model, score, unit)]
+            other = [one for one in across if (one["model"], one["score"], one["unit"]) == (model, score, unit)]
+            halves = _mean([one["halves"] for one in own])
+            ages = _mean([one["early_late"] for one in own])
+            seeds, data = (_mean([o["spearman"] for o in other if o["between"] == b]) for b in ("seed", "data"))
+            rows.append([f"{model}, {score}, {unit}", *(_shown(value) for value in (halves, ages, seeds, data))])
+        head = ["scores", "random halves", "early and late windows", "other draws", "other data"]
+        text = [
+            "Spearman's rank correlation of the importance of units, means over data sets and draws; 1 is full "
+            "agreement. Scores that need no window agree with themselves."
+        ]
+        title = "Agreement of scores"
+        part: dict[str, Any] = {"title": title, "text": text}
+        part |= {"table": {"head": head, "rows": rows}} if rows else {"missing": "nothing is done yet"}
+        return f"How far importance scores agree with themselves: {len(rows)} scores by model and kind of unit.", [part]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 _PLACE = ("model", "data", "horizon", "share", "seed", "candidate")

@@ -14,6 +14,7 @@ from tsprune.bench.recipes._recipe import Look, Recipe, everything
 from tsprune.bench.spec import Spec
 from tsprune.candidates import PRUNED
 from tsprune.errors import TspruneError
+from tsprune.report.words import human
 
 
 class Transfer(Recipe):
@@ -45,6 +46,29 @@ class Transfer(Recipe):
                 "over_reference": [[_ratio(own, s, t, spec.reference) for t in names] for s in names],
             }
         return {"transfer": found}
+
+    def told(self, summary: dict[str, Any]) -> tuple[str, list[dict[str, Any]]] | None:
+        """A matrix for every model, and what crossing costs on average."""
+        parts, logs = [], []
+        for model, found in summary["transfer"].items():
+            values = found["over_own_plan"]
+            logs += [math.log(v) for i, row in enumerate(values) for j, v in enumerate(row) if i != j and v is not None]
+            for key, over in (("over_own_plan", "the data's own plan"), ("over_reference", summary["reference"])):
+                title = f"{model}: test MSE over that with {human(over)}"
+                matrix = {"rows": found["sources"], "columns": found["targets"], "values": found[key], "middle": 1.0}
+                matrix |= {"title": title, "axis_names": ("plan found on", "applied to")}
+                parts.append({"title": title, "matrix": matrix})
+        if not logs:
+            return "No plan has been applied elsewhere yet.", [
+                {**part, "matrix": None, "missing": "not done"} for part in parts
+            ]
+        mean = math.exp(math.fsum(logs) / len(logs))
+        share = sum(log <= math.log(1.01) for log in logs) / len(logs)
+        return (
+            f"A plan from other data gives {mean:.3f} times the error of the data's own plan (geometric mean over "
+            f"{len(logs)} crossings); in {share:.0%} of them it costs 1 % at most.",
+            parts,
+        )
 
 
 def transfers(spec: Spec, look: Look) -> list[Job]:
