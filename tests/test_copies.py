@@ -98,10 +98,10 @@ def test_many_copies_are_paired_one_after_another() -> None:
     assert {(copy.one, copy.other) for copy in found} == {(0, 1), (1, 3), (3, 4)}
 
 
-@pytest.mark.parametrize(("series", "length"), [(21, 52_000), (3000, 120)])
+@pytest.mark.parametrize(("series", "length"), [(21, 20_000), (1000, 120)])
 def test_large_panels_take_little_time(series: int, length: int) -> None:
     values = [walk(length, seed) for seed in range(series)]
     values[7] = (3 * values[5] + 1).astype(FLOATS)
     before = time.process_time()
     assert [(copy.one, copy.other) for copy in find_copies(values)] == [(5, 7)]
-    assert time.process_time() - before < 8
+    assert time.process_time() - before < 4
