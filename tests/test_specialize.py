@@ -41,7 +41,7 @@ KEYS = {
         "inferred",
         "repairs",
     }
-    | {"pretraining_overlap"},
+    | {"pretraining_overlap", "leakage"},
     "candidate": {"name", "validation", "test", "parameters", "flops", "latency_ms", "latency_spread_ms", "notes"},
 }
 METRICS = {"mse", "mae", "mase", "wql"}
@@ -227,12 +227,18 @@ def test_long_table_with_series_of_unequal_length_goes_the_whole_way(
 @pytest.mark.parametrize("role", ["known_covariates", "past_covariates"])
 def test_covariate_goes_the_whole_way(role: str, place: Path) -> None:
     frame = wide(1)
-    # Known ahead, this column tells the target eight steps early: nothing may break over a perfect hint.
+    # This column tells the target eight steps early: refused, and where that is allowed, nothing may break over it.
     frame["hint"] = frame["a"].shift(-8).bfill().ffill()
     frame.to_csv(place / f"{role}.csv", index=False)
     options = tsprune.ReadOptions(value_columns=("a",), **{role: ("hint",)})
-    result = run(place, role, data=str(place / f"{role}.csv"), options=options)
+    with pytest.raises(TspruneError, match="'hint' is exactly the target 8 steps later.*--allow-leakage"):
+        run(place, role, data=str(place / f"{role}.csv"), options=options)
+    assert not (place / role).exists()
+    result = run(place, role, data=str(place / f"{role}.csv"), options=options, allow_leakage=True)
     assert result.results["protocol"]["series"] == 1
+    assert result.results["protocol"]["leakage"][3]["verdict"] == "found"
+    assert any(line.startswith("LEAKAGE: ") for line in result.results["protocol"]["repairs"])
+    assert "a covariate holds the target itself" in result.results["verdict"].lower()
     assert all(math.isfinite(entry["test"]["mse"]) for entry in result.results["candidates"])
     assert result.results["equivalence"]["relative"] <= 1e-5
     bare = run(

@@ -293,6 +293,7 @@ def _advance(bar: Bar, done: int, total: int) -> None:
 def run_evaluate(chosen: Chosen, quiet: bool) -> None:
     """Score a model beside baselines on the test or validation part of your series."""
     from tsprune.evaluation.evaluate import measure
+    from tsprune.evaluation.overlap import pretraining_overlap
     from tsprune.proof import baselines_of, say_costs
     from tsprune.stages import writable_file, write_json
 
@@ -305,6 +306,9 @@ def run_evaluate(chosen: Chosen, quiet: bool) -> None:
     baselines = _baselines(chosen)
     ready = _prepared(chosen, progress, place.part)
     windows, stride = ready.test if place.part == "test" else ready.validation
+    findings = ready.guarded(place.part)
+    overlap = pretraining_overlap(ready.panel, ready.model.pretraining_corpora)
+    progress.say(f"possible pretraining overlap: {': '.join(overlap)}")
     rivals = baselines_of(ready, baselines, progress)
     say_costs(rivals, windows, progress)
     found: dict[str, Any] = {}
@@ -334,6 +338,7 @@ def run_evaluate(chosen: Chosen, quiet: bool) -> None:
                 "windows": len(windows),
                 "stride": stride,
                 "identity": ready.identity,
+                "leakage": findings,
                 "models": found,
             },
         )

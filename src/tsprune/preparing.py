@@ -18,6 +18,8 @@ from tsprune.data.reading import ReadOptions, read
 from tsprune.data.split import Split
 from tsprune.data.windows import Grouping, WindowSet
 from tsprune.errors import TspruneError
+from tsprune.evaluation import leakage
+from tsprune.evaluation.leakage import Finding
 from tsprune.models import fingerprint, load
 from tsprune.settings import TaskSettings
 
@@ -56,13 +58,14 @@ def cut_targets(batch: Batch, steps: int) -> Batch:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data and model of a task, ready for any stage."""
+    """Data and model of a task, ready for any stage; `about_data` is what the guards say of copies and covariates."""
 
     task: TaskSettings
     panel: Panel
     split: Split
     model: Forecaster
     notes: tuple[str, ...]
+    about_data: tuple[Finding, ...] = ()
 
     @property
     def horizon(self) -> int:
@@ -89,6 +92,23 @@ class Prepared:
     def sizes(self) -> tuple[int, int, int]:
         """Windows for training, validation and test; a part that holds none is refused."""
         return len(self.train), len(self.validation[0]), len(self.test[0])
+
+    @cached_property
+    def leakage(self) -> list[Finding]:
+        """What every guard says, over the windows of all three parts."""
+        return self.guarded("train", "validation", "test")
+
+    def guarded(self, *parts: str) -> list[Finding]:
+        """What every guard says, over the windows of these parts.
+
+        Raises:
+            TspruneError: the scaler or the windows would leak, or a part holds no window.
+        """
+        used = {"train": lambda: self.train.windows, "validation": lambda: self.validation[0]}
+        used["test"] = lambda: self.test[0]
+        own = leakage.check_cutting(self.split, {part: used[part]() for part in parts})
+        leakage.refuse_own(own)
+        return [*own, *self.about_data, leakage.check_pretraining(self.panel, self.model)]
 
     @cached_property
     def steering(self) -> list[Batch]:
@@ -200,7 +220,9 @@ def prepare(
             f"horizon {horizon} is longer than the {model.native_horizon} steps {model.family} gives at once: "
             f"forecasts are rolled out, training targets are the first {model.native_horizon} steps"
         )
-    return Prepared(task, panel, split, model, tuple(notes) + split.notes + split.scaler.notes)
+    found = tuple(leakage.check_data(split))
+    leaks = tuple(leakage.data_notes(found, task.allow_leakage))
+    return Prepared(task, panel, split, model, (*leaks, *notes, *split.notes, *split.scaler.notes), found)
 
 
 def with_objective(model: Forecaster, loss: str) -> Forecaster:

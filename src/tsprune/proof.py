@@ -17,6 +17,7 @@ from tsprune.evaluation.baselines import Baseline
 from tsprune.evaluation.cost import flops, latency, parameters
 from tsprune.evaluation.evaluate import Predictor, examples, measure
 from tsprune.evaluation.machine import cores, machine_line, versions
+from tsprune.evaluation.overlap import pretraining_overlap
 from tsprune.stages import read_json, write_json
 
 if TYPE_CHECKING:
@@ -221,20 +222,6 @@ def protocol(ready: Prepared, sizes: tuple[int, int, int], machine: str, busy: b
         "machine": machine,
         "inferred": dict(panel.inferred),
         "repairs": [*panel.repairs, *ready.notes, *ready.window_notes("validation", "test")],
-        "pretraining_overlap": overlap(ready),
+        "pretraining_overlap": ": ".join(pretraining_overlap(panel, ready.model.pretraining_corpora)),
+        "leakage": list(ready.leakage),
     }
-
-
-def overlap(ready: Prepared) -> str:
-    """Whether the model may have seen these data in pretraining: no, yes or unknown, with the reason."""
-    corpora = ready.model.pretraining_corpora
-    if corpora is None:
-        return "unknown: the pretraining corpus of this model is not known to tsprune"
-    source = Path(ready.panel.source).name.lower() if ready.panel.source else ""
-    stem = source.split(".")[0]
-    if stem and any(stem == Path(name).name.lower().split(".")[0] for name in corpora):
-        return f"yes: the pretraining corpus names {stem}"
-    return (
-        f"unknown: of the {len(corpora)} sources in the corpus none is called {stem!r}; "
-        "other names may hide the same data"
-    )

@@ -42,6 +42,9 @@ class TaskSettings:
         "forecast; families that have it). Default: the model's own.",
     )
     batch_size: int = option(256, "Windows per batch when evaluating. Does not change any result.")
+    allow_leakage: bool = option(
+        False, "Go on although a covariate holds the target of the steps to forecast; the results say so."
+    )
     validation_windows: int = option(512, "Validation windows that steer pruning and stopping, evenly spread.")
     test_windows: int = option(20000, "Test windows at most, evenly spread; 0 takes every one. The stride is reported.")
     latency_batch: int = option(1, "Windows per forecast when latency is measured.")

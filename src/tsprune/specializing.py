@@ -128,6 +128,7 @@ class Specialization:
         self.trained = {name: candidates.find(name) for name in candidates.ordered(trained)}
         candidates.check(self.trained, self.pruning, tuning, prepared)
         self.sizes = prepared.sizes
+        _ = prepared.leakage
         self.workplace = Run(out, progress.say)
         check_place(out / "model")
         self.base = {"tsprune": __version__, **prepared.identity}

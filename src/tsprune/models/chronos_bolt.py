@@ -20,6 +20,7 @@ from tsprune.blocks.patching import (
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry, patch_setup
+from tsprune.models._corpora import CHRONOS
 from tsprune.models._forecaster import Capabilities, Checkpoint, Forecaster
 from tsprune.models._fresh import fresh_weights
 from tsprune.models._rollout import empirical_quantiles
@@ -61,6 +62,7 @@ class ChronosBolt(Forecaster):
         Checkpoint("amazon/chronos-bolt-small", 47.72, "Apache-2.0"),
         Checkpoint("amazon/chronos-bolt-base", 205.29, "Apache-2.0"),
     )
+    pretraining_corpora = CHRONOS
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._bins import CLASS, UniformBins
 from tsprune.models._config import entry
+from tsprune.models._corpora import CHRONOS
 from tsprune.models._forecaster import Capabilities, Checkpoint, Forecaster
 from tsprune.models._fresh import fresh_weights
 from tsprune.models._rollout import empirical_quantiles
@@ -58,15 +59,7 @@ class ChronosT5(Forecaster):
         Checkpoint("amazon/chronos-t5-base", 201.37, "Apache-2.0"),
         Checkpoint("amazon/chronos-t5-large", 708.96, "Apache-2.0"),
     )
-    # Those of arXiv 2403.07815, table 2, under the names the authors published them by.
-    pretraining_corpora = (
-        "brazilian_cities_temperature", "mexico_city_bikes", "solar", "solar_1h", "spanish_energy_and_weather",
-        "taxi_1h", "ushcn_daily", "weatherbench_hourly", "weatherbench_daily", "weatherbench_weekly",
-        "wiki_daily_100k", "wind_farms_hourly", "wind_farms_daily", "electricity_15min", "monash_electricity_hourly",
-        "monash_electricity_weekly", "monash_kdd_cup_2018", "monash_london_smart_meters", "m4_daily", "m4_hourly",
-        "m4_monthly", "m4_weekly", "monash_pedestrian_counts", "monash_rideshare", "taxi_30min",
-        "monash_temperature_rain", "uber_tlc_daily", "uber_tlc_hourly", "kernel_synth",
-    )  # fmt: skip
+    pretraining_corpora = CHRONOS
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()

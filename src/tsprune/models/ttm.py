@@ -67,6 +67,7 @@ class TTM(Forecaster):
     pretraining_corpora = (
         "australian_electricity_demand", "australian_weather", "bitcoin", "kdd_cup_2018", "london_smart_meters",
         "saugeen_river_flow", "solar_power", "sunspots", "solar", "us_births", "wind_farms", "wind_power",
+        "larger collection of TTM r2",
     )  # fmt: skip
 
     def __init__(self, config: Mapping[str, Any]) -> None:

@@ -164,6 +164,7 @@ def _context(
         "inferred": dict(protocol.get("inferred") or {}),
         "protocol_rows": _protocol_rows(results, protocol),
         "windows": _windows(protocol),
+        "guards": _guards(protocol),
         "equivalence": results.get("equivalence") or {},
         "timings": _timings(results),
         "versions": dict(results.get("versions") or {}),
@@ -297,6 +298,26 @@ def _windows(protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for part in ("train", "validation", "test")
     ]
+
+
+_GUARDS = {
+    "scaler": "scaler fitted on the train part alone",
+    "windows": "targets within their part",
+    "copies": "copies of series across the cut-offs",
+    "covariates": "target among the covariates",
+    "pretraining": "data in the pretraining corpus",
+}
+_VERDICTS = {"ok": "no leak", "found": "LEAK FOUND", "unknown": "unknown"}
+
+
+def _guards(protocol: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What each guard against leakage looked at, and what it says."""
+    rows = []
+    for finding in protocol.get("leakage") or []:
+        guard, verdict = str(finding.get("guard")), str(finding.get("verdict"))
+        said = "possible" if (guard, verdict) == ("pretraining", "found") else _VERDICTS.get(verdict, verdict)
+        rows.append({"guard": _GUARDS.get(guard, guard), "verdict": said, "words": str(finding.get("words") or "")})
+    return rows
 
 
 def _timings(results: Results) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ def verdict(results: Results) -> str:
     Returns:
         One line of two or three sentences: the choice and its test error against zero-shot, full fine-tuning,
         seasonal naive and the best other baseline in percent; its parameters and latency; what did not pay, and
-        the warning about one seed.
+        the warning about one seed. One sentence more for each leak that the guards found.
 
     Raises:
         TspruneError: the chosen candidate is not among the candidates.
@@ -44,10 +44,23 @@ def verdict(results: Results) -> str:
     parts = [_errors(found, chosen), _costs(found, chosen)]
     if (results.get("protocol") or {}).get("latency_busy") and "ms instead of" in parts[1]:
         parts.append("other programs were running while that was timed, so the latencies are not reliable.")
+    parts += _leaks(results)
     noise = "this is one seed, so differences of a few percent are within seed noise."
     admitted = admissions(results)
     parts.append(f"{'; '.join(admitted)}; {noise}" if admitted else noise)
     return " ".join(part[0].upper() + part[1:] for part in parts if part)
+
+
+def _leaks(results: Results) -> list[str]:
+    """A warning for each leak that the guards found."""
+    words = {
+        "copies": "series are copies of each other across the cut-offs, so these errors are too good to be believed.",
+        "covariates": "a covariate holds the target itself, so these errors are too good to be believed.",
+        "pretraining": "the pretrained model may have seen these data, so its errors may be too good.",
+    }
+    findings = (results.get("protocol") or {}).get("leakage") or []
+    found = [str(finding.get("guard")) for finding in findings if finding.get("verdict") == "found"]
+    return [words[guard] for guard in found if guard in words]
 
 
 def _compare(candidate: Results, reference: Results, part: str) -> dict[str, float]:
