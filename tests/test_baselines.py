@@ -332,7 +332,7 @@ def with_rivals(**errors: float) -> dict[str, Any]:
         results["candidates"].insert(
             1, naive | {"name": name, "parameters": size, "test": naive["test"] | {"mse": error}}
         )
-    return results
+    return fixture.compared(results)
 
 
 def test_verdict_compares_with_the_best_baseline() -> None:
@@ -346,7 +346,7 @@ def test_verdict_compares_with_the_best_baseline() -> None:
     "name, cost", [("nlinear", "It has 1.54 k parameters"), ("auto_ets", "It keeps no parameters")]
 )
 def test_verdict_admits_that_a_baseline_was_chosen(name: str, cost: str) -> None:
-    results = with_rivals(**{name: 0.2}) | {"chosen": name}
+    results = fixture.compared(with_rivals(**{name: 0.2}) | {"chosen": name})
     text = verdict(results)
     human = {"nlinear": "NLinear", "auto_ets": "AutoETS"}[name]
     assert f"{cost}: no pretrained model is needed." in text

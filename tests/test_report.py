@@ -20,7 +20,7 @@ from tsprune.report.words import change, count_text, error_text, percent, second
 def _chosen(name: str) -> dict[str, Any]:
     changed = fixture.results()
     changed["chosen"] = name
-    return changed
+    return fixture.compared(changed)
 
 
 def _sentences(text: str) -> list[str]:

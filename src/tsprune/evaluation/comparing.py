@@ -107,6 +107,20 @@ def verdict(ratio: Interval, test: DieboldMariano, level: float = LEVEL) -> str:
     return "better" if ratio.estimate < 1 else "worse"
 
 
+def pair(rows: RowErrors, other: RowErrors, blocks: Blocks, options: Options) -> dict[str, Any]:
+    """One model against another, as plain data: `ratio` of their errors, `diebold_mariano`, and `verdict`.
+
+    Arguments and errors as in `compare`.
+    """
+    ratio = options.ratio(rows, other, blocks)
+    test = compare_rows(rows, other, blocks, options.measure)
+    return {
+        "ratio": ratio.to_json(),
+        "diebold_mariano": test.to_json(),
+        "verdict": verdict(ratio, test, options.level),
+    }
+
+
 def win_rate(rows: RowErrors, reference: RowErrors, blocks: Blocks, measure: str) -> float:
     """Share of units in which a model's loss is below the reference's; ties count half."""
     sums = blocks.sums(np.stack(shared_terms(measure, rows, reference), axis=1))
@@ -214,28 +228,19 @@ def _against(
     rows, base = models[name], models[reference]
     drawing = {"level": options.level, "replicates": options.replicates, "seed": options.seed}
     value = interval(rows, blocks, options.measure, **drawing)  # type: ignore[arg-type]
-    ratio = options.ratio(rows, base, blocks)
-    test = compare_rows(rows, base, blocks, options.measure)
-    return {
+    found = {
         "name": name,
         "value": value.to_json(),
-        "ratio": ratio.to_json(),
         "win_rate": win_rate(rows, base, blocks, options.measure),
-        "diebold_mariano": test.to_json(),
-        "verdict": "reference" if name == reference else verdict(ratio, test, options.level),
+        **pair(rows, base, blocks, options),
     }
+    return found | {"verdict": "reference"} if name == reference else found
 
 
 def _top(first: str, second: str, models: Mapping[str, RowErrors], blocks: Blocks, options: Options) -> dict[str, Any]:
-    ratio = options.ratio(models[first], models[second], blocks)
-    test = compare_rows(models[first], models[second], blocks, options.measure)
-    return {
-        "first": first,
-        "second": second,
-        "ratio": ratio.to_json(),
-        "diebold_mariano": test.to_json(),
-        "better": verdict(ratio, test, options.level) == "better",
-    }
+    found = pair(models[first], models[second], blocks, options)
+    better = found.pop("verdict") == "better"
+    return {"first": first, "second": second, **found, "better": better}
 
 
 def _sentence(top: Mapping[str, Any], options: Options) -> str:
