@@ -44,10 +44,9 @@ def standings(
             found["notes"].append(f"{measure.upper()} was not compared: no target of the test windows is observed")
             continue
         options = Options(measure, seed=seed)
-        found["measures"][measure] = compare(rows, reference, blocks, options)
-        found["chosen"][measure] = {
-            name: pair(rows[chosen], other, blocks, options) for name, other in rows.items() if name != chosen
-        }
+        draws = options.draws(rows, blocks)
+        found["measures"][measure] = compare(rows, reference, blocks, options, draws)
+        found["chosen"][measure] = {name: pair(chosen, name, draws) for name in rows if name != chosen}
     return found
 
 

@@ -53,7 +53,7 @@ def _wins(table: Mapping[str, Any]) -> dict[str, float]:
 def _cells(evidence: Evidence, wins: float, is_base: bool) -> dict[str, str]:
     if is_base:
         return {"ratio": "1", "interval": "\u2013", "p": "\u2013", "wins": "\u2013", "word": "reference"}
-    words = {"open": "not shown", "few": "too few windows", "same": f"{_side(evidence)}, by less than 1 %"}
+    words = {"open": "not shown", "few": "too few windows", "same": f"{_side(evidence)}, < 1 %"}
     words |= {"lower": "better", "higher": "worse"}
     return {
         "ratio": f"{evidence.ratio:.3f}",

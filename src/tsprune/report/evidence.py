@@ -96,7 +96,7 @@ def top_two(results: Results, measure: str = MEASURES[0]) -> str:
 def span(evidence: Evidence, name: str = "ratio") -> str:
     """For example `ratio 0.998, 95 % interval 0.98 to 1.02`, without a name only `0.998, 0.98 to 1.02`.
 
-    A test that disagrees with the interval is named, since otherwise nothing would explain why nothing is called better.
+    A test that disagrees with the interval is named, since nothing else would explain why nothing is called better.
     """
     start = f"{name} {_plain(evidence.ratio, 3)}".strip()
     if math.isnan(evidence.low):
