@@ -48,7 +48,62 @@ _NAMES = ("mse", "mae", "mase", "wql")
 
 
 def results() -> dict[str, Any]:
-    """A run in which pruning paid; change the copy to make it lose."""
+    """A run in which pruning paid; change the copy to make it lose, and compare it anew with `compared`."""
+    return compared(_bare())
+
+
+def compared(base: dict[str, Any], spread: float = 0.01, **stored: Any) -> dict[str, Any]:
+    """A copy with the comparison that errors such as these would have.
+
+    Args:
+        base: a run; candidates whose test error is missing are left out of the comparison.
+        spread: intervals reach from `1 - spread` to `1 + spread` times the ratio; what they exclude is significant. 0
+            stands for too few windows for an interval.
+        stored: replaces parts of the comparison.
+    """
+    changed = copy.deepcopy(base)
+    measures, pairs, chosen = {}, {}, changed["chosen"]
+    for measure in ("mse", "mae"):
+        errors = {c["name"]: c["test"].get(measure) for c in changed["candidates"]}
+        known = {n: float(e) for n, e in errors.items() if e is not None and math.isfinite(e) and e > 0}
+        if len(known) < 2 or "full_finetuning" not in known:
+            continue
+        order = sorted(known, key=lambda name: known[name])
+        first, second = order[:2]
+        top = _pair(known[first] / known[second], spread)
+        measures[measure] = {
+            "measure": measure,
+            "level": 0.95,
+            "reference": "full_finetuning",
+            "rows": 640,
+            "blocks": {"unit": "origins", "units": 80, "overlap": 2, "block_length": 5},
+            "ranking": [
+                {"name": name, "win_rate": 0.5, **_pair(known[name] / known["full_finetuning"], spread)}
+                | ({"verdict": "reference"} if name == "full_finetuning" else {})
+                for name in order
+            ],
+            "top": {"first": first, "second": second, **top, "better": top["verdict"] == "better"},
+            "notes": [],
+        }
+        own = known.get(chosen)
+        pairs[measure] = {n: _pair(own / e, spread) for n, e in known.items() if own is not None and n != chosen}
+    whole = {"reference": "full_finetuning", "measures": measures, "chosen": pairs, "notes": []}
+    changed["comparison"] = whole | stored
+    return changed
+
+
+def _pair(ratio: float, spread: float) -> dict[str, Any]:
+    low, high = (ratio * (1 - spread), ratio * (1 + spread)) if spread else (None, None)
+    said = "better" if high is not None and high < 1 else "worse" if low is not None and low > 1 else "undecided"
+    p_value = 0.4 if said == "undecided" else 0.0004
+    return {
+        "ratio": {"estimate": ratio, "low": low, "high": high, "level": 0.95},
+        "diebold_mariano": {"difference": ratio - 1, "statistic": 1.0, "p_value": p_value, "units": 80, "lags": 1},
+        "verdict": said,
+    }
+
+
+def _bare() -> dict[str, Any]:
     candidates = [
         {
             "name": name,
@@ -222,7 +277,7 @@ def forecasts(count: int = 6) -> list[ForecastExample]:
 
 
 def with_error(base: dict[str, Any], name: str, part: str, **errors: float | None) -> dict[str, Any]:
-    """A copy of `base` in which one candidate's errors are replaced."""
+    """A copy of `base` in which one candidate's errors are replaced, compared anew."""
     changed = copy.deepcopy(base)
     next(c for c in changed["candidates"] if c["name"] == name)[part].update(errors)
-    return changed
+    return compared(changed)

@@ -16,6 +16,7 @@ import torch
 import report_fixture as fixture
 import tsprune
 from rivals import CONTEXT, HORIZON, LIBRARY, SEASON, class_of, fitted, library, panel, rough_rows, split_of
+from rowsums import rows_of
 from running import SMALL, called, no_figures
 from tsprune.data.batch import Batch
 from tsprune.data.panel import Panel, Series
@@ -27,6 +28,7 @@ from tsprune.evaluation.baselines.drift import Drift
 from tsprune.evaluation.baselines.seasonal_naive import SeasonalNaive
 from tsprune.evaluation.cost import threads_set
 from tsprune.evaluation.metrics import DECILES
+from tsprune.evaluation.standings import read_rows, write_rows
 from tsprune.proof import MEASURED, measured
 from tsprune.report import verdict
 from tsprune.report.figures import size_figure
@@ -312,12 +314,17 @@ def test_what_was_measured_before_a_kill_is_kept(tmp_path: Path) -> None:
 
     ready = prepare(TaskSettings(horizon=HORIZON, context=CONTEXT), panel=panel())
     (tmp_path / MEASURED).mkdir()
-    (tmp_path / MEASURED / "drift.json").write_text('{"metrics": {"mse": 7.0}, "notes": []}', encoding="utf-8")
+    for name in ("drift", "seasonal_naive"):
+        (tmp_path / MEASURED / f"{name}.json").write_text('{"metrics": {"mse": 7.0}, "notes": []}', encoding="utf-8")
+    # What an older version measured has no rows, and is measured again.
+    write_rows(tmp_path / MEASURED / "drift.safetensors", rows_of([7.0]))
     models = {"drift": Drift(), "seasonal_naive": SeasonalNaive(SEASON)}
     with Progress(quiet=True).stage("validate", 2) as bar:
         found = measured(tmp_path, ready, models, ready.validation[0], bar)
     assert found["drift"]["metrics"]["mse"] == 7
     assert found["seasonal_naive"] == read_json(tmp_path / MEASURED / "seasonal_naive.json")
+    rows = read_rows(tmp_path / MEASURED / "seasonal_naive.safetensors")
+    assert found["seasonal_naive"]["metrics"] == rows.metrics() and found["seasonal_naive"]["metrics"]["mse"] != 7
 
 
 # ---- Report
@@ -332,7 +339,7 @@ def with_rivals(**errors: float) -> dict[str, Any]:
         results["candidates"].insert(
             1, naive | {"name": name, "parameters": size, "test": naive["test"] | {"mse": error}}
         )
-    return results
+    return fixture.compared(results)
 
 
 def test_verdict_compares_with_the_best_baseline() -> None:
@@ -346,7 +353,7 @@ def test_verdict_compares_with_the_best_baseline() -> None:
     "name, cost", [("nlinear", "It has 1.54 k parameters"), ("auto_ets", "It keeps no parameters")]
 )
 def test_verdict_admits_that_a_baseline_was_chosen(name: str, cost: str) -> None:
-    results = with_rivals(**{name: 0.2}) | {"chosen": name}
+    results = fixture.compared(with_rivals(**{name: 0.2}) | {"chosen": name})
     text = verdict(results)
     human = {"nlinear": "NLinear", "auto_ets": "AutoETS"}[name]
     assert f"{cost}: no pretrained model is needed." in text

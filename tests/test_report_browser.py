@@ -66,13 +66,13 @@ def test_when_report_is_shown_then_tables_have_rows_and_figures_have_size(
     rows = browser.execute_script(
         "return [...document.querySelectorAll('table')].map(t => t.querySelectorAll('tbody tr').length)"
     )
-    assert len(rows) == 9
+    assert len(rows) == 10
     assert min(rows) >= 3
     figures = browser.execute_script(
         "return [...document.querySelectorAll('figure svg')].map(s => {const b = s.getBoundingClientRect();"
         "return [b.width, b.height, s.querySelectorAll('path').length, getComputedStyle(s).visibility]})"
     )
-    assert len(figures) == 4 + 3
+    assert len(figures) == 4 + 4
     for wide, high, paths, visibility in figures:
         assert wide > 250 and high > 120
         assert paths > 10
@@ -114,7 +114,7 @@ def test_when_report_is_laid_out_for_paper_then_nothing_is_cut_off(browser: Any,
         sizes = browser.execute_script(
             "return [...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().height)"
         )
-        assert len(sizes) == 4 + 3
+        assert len(sizes) == 4 + 4
         assert min(sizes) > 120
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

@@ -104,9 +104,9 @@ def test_when_report_is_rendered_then_sections_come_in_order_with_figures_and_ta
     page = _Page(text)
     places = [text.index(f'<section id="{key}"') for key, _ in SECTIONS]
     assert places == sorted(places)
-    assert len(page.labels) == 6 + 3
+    assert len(page.labels) == 6 + 4
     assert all(len(label) > 30 for label in page.labels)
-    assert page.tags.count("table") == 9
+    assert page.tags.count("table") == 10
     assert "3/4" in text
     assert "M-104: 3 missing timestamps" in text
     assert "unknown: the corpora list does not name this source" in text
@@ -120,6 +120,35 @@ def test_when_another_candidate_is_chosen_then_the_plan_is_not_passed_off_as_its
     other = fixture.results()
     other["chosen"] = "full_finetuning"
     assert words in _full(other)
+
+
+def test_when_errors_were_compared_then_every_candidate_has_its_ratio_and_interval() -> None:
+    text = _full()
+    assert "0.965</td><td>0.96 to 0.97</td><td>&lt; 0.001</td><td>50 %</td><td>better</td>" in text
+    assert "zero-shot: ratio 1.065, 95 % interval 1.05 to 1.08" in text  # of the figure
+    assert "before &#34;full fine-tuning&#34;" in text
+    near = _full(fixture.compared(fixture.results(), 0.2, notes=["only 2.5 independent stretches"]))
+    assert "0.77 to 1.16</td><td>0.400</td><td>50 %</td><td>not shown</td>" in near
+    assert "only 2.5 independent stretches" in near and "no difference shown, interval 0.77 to 1.16" in near
+    few = _full(fixture.compared(fixture.results(), 0.0))
+    assert "fewer than two independent stretches" in few and "fewer than two" not in near
+
+
+def test_when_nothing_was_compared_then_the_section_says_why() -> None:
+    old = fixture.results()
+    del old["comparison"]
+    text = _full(old)
+    assert "did not compare errors window by window" in text and "Ratios of test MSE" not in text
+    note = "MSE was not compared: no target of the test windows is observed"
+    empty = {"reference": "full_finetuning", "measures": {}, "chosen": {}, "notes": [note]}
+    assert note in _full(fixture.results() | {"comparison": empty})
+
+
+def test_when_report_is_rendered_then_the_protocol_is_told_in_words() -> None:
+    assert "Contexts reach back before a border" in _full()
+    told = fixture.results()
+    told["protocol"]["words"] = "As it was written then."
+    assert "As it was written then." in _full(told) and "Contexts reach back" not in _full(told)
 
 
 def test_when_report_is_rendered_then_it_loads_nothing_and_runs_nothing() -> None:

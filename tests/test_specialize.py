@@ -27,7 +27,7 @@ from tsprune.specializing import Specialist, kept_model
 NAMES = ["seasonal_naive", "zero_shot", "full_finetuning", "random_prune_finetune", "prune_then_finetune"]
 KEYS = {
     "": {"schema", "protocol", "candidates", "chosen", "verdict", "equivalence", "seed", "versions", "timings"}
-    | {"pruning", "search", "tuning"},
+    | {"pruning", "search", "tuning", "comparison"},
     "protocol": {"data", "fingerprint", "model", "horizon", "context", "frequency", "season", "split", "windows"}
     | {
         "strides",
@@ -41,7 +41,7 @@ KEYS = {
         "inferred",
         "repairs",
     }
-    | {"pretraining_overlap", "leakage"},
+    | {"pretraining_overlap", "leakage", "words"},
     "candidate": {"name", "validation", "test", "parameters", "flops", "latency_ms", "latency_spread_ms", "notes"},
 }
 METRICS = {"mse", "mae", "mase", "wql"}
@@ -85,6 +85,23 @@ def test_results_have_the_keys_of_schema_1(found: Specialist) -> None:
     assert set(results["search"]) == set(NAMES[2:])
     assert {"round", "removed_share", "parameters", "validation_loss"} <= set(results["pruning"]["rounds"][0])
     assert results["pruning"]["best_round"] in [entry["round"] for entry in results["pruning"]["rounds"]]
+
+
+def test_comparison_is_of_the_errors_in_the_table(found: Specialist) -> None:
+    comparison, entries = found.results["comparison"], candidates(found.results)
+    assert comparison["reference"] == "full_finetuning"
+    for measure in ("mse", "mae"):
+        table = comparison["measures"][measure]
+        errors = {name: entry["test"][measure] for name, entry in entries.items()}
+        assert {entry["name"]: entry["value"]["estimate"] for entry in table["ranking"]} == errors
+        assert [entry["name"] for entry in table["ranking"]] == sorted(errors, key=lambda name: errors[name])
+        assert table["rows"] == found.results["protocol"]["windows"]["test"]
+        own = errors[found.results["chosen"]]
+        ratios = {name: pair["ratio"]["estimate"] for name, pair in comparison["chosen"][measure].items()}
+        assert ratios == {n: pytest.approx(own / e) for n, e in errors.items() if n != found.results["chosen"]}
+    words = found.results["protocol"]["words"]
+    assert found.results["protocol"]["split"]["test_end"] in words
+    assert words in (found.directory / "report.html").read_text(encoding="utf-8")
 
 
 def test_directory_holds_what_the_results_say(found: Specialist) -> None:
@@ -167,6 +184,12 @@ def test_batch_size_changes_no_number(place: Path, found: Specialist) -> None:
         before = candidates(found.results)[name]
         for part in ("validation", "test"):
             assert entry[part] == pytest.approx(before[part], rel=1e-6)
+    for measure, table in other.results["comparison"]["measures"].items():
+        usual = found.results["comparison"]["measures"][measure]
+        for own, before in zip(table["ranking"], usual["ranking"], strict=True):
+            assert (own["name"], own["verdict"]) == (before["name"], before["verdict"])
+            for key in ("value", "ratio"):
+                assert own[key] == pytest.approx(before[key], rel=1e-4)
     assert other.results["chosen"] == found.results["chosen"]
 
 

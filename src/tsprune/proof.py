@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tsprune.candidates import DENSE
 from tsprune.errors import TspruneError
 from tsprune.evaluation import baselines
 from tsprune.evaluation.baselines import Baseline
@@ -18,6 +19,8 @@ from tsprune.evaluation.cost import flops, latency, parameters
 from tsprune.evaluation.evaluate import Predictor, examples, measure
 from tsprune.evaluation.machine import cores, machine_line, versions
 from tsprune.evaluation.overlap import pretraining_overlap
+from tsprune.evaluation.standings import read_rows, standings, write_rows
+from tsprune.evaluation.timeblocks import Blocks
 from tsprune.stages import read_json, write_json
 
 if TYPE_CHECKING:
@@ -70,17 +73,34 @@ def measured(
     """Metrics and notes of every candidate by name; those measured before a kill are taken from `work`."""
     folder, found = work / MEASURED, {}
     for name, model in models.items():
-        path = folder / f"{name}.json"
-        if not path.exists():
+        path, rows = folder / f"{name}.json", _rows_file(work, name)
+        if not (path.exists() and rows.exists()):
             result = measure(model, windows, ready.split, batch_size=ready.task.batch_size)
+            # The rows first: once the metrics are there, all is.
+            write_rows(rows, result.rows)
             write_json(path, {"metrics": dict(result.metrics), "notes": list(result.notes)})
         found[name] = read_json(path)
         bar.advance(name.replace("_", " "))
     return found
 
 
+def _rows_file(work: Path, name: str) -> Path:
+    return work / MEASURED / f"{name}.safetensors"
+
+
+def compared(work: Path, ready: Prepared, names: Iterable[str], chosen: str) -> dict[str, Any]:
+    """What the test windows say of these candidates, from the errors that `measured` left in `work`.
+
+    The reference is full fine-tuning, the dense model with the same budget, or the untuned one where that was not
+    trained.
+    """
+    rows = {name: read_rows(_rows_file(work, name)) for name in names}
+    reference = DENSE if DENSE in rows else "zero_shot"
+    return standings(rows, reference, chosen, Blocks.of(ready.test[0]), seed=ready.task.seed)
+
+
 def open_test(work: Path, ready: Prepared, models: Mapping[str, Predictor], chosen: str, bar: Bar) -> None:
-    """Everything measured after the choice: test metrics, costs, example forecasts."""
+    """Everything measured after the choice: test metrics, who leads whom, costs, example forecasts."""
     found = measured(work, ready, models, ready.test[0], bar)
     context, horizon = ready.split.context, ready.horizon
     times = latency(models, ready.task.latency_batch, context, horizon, threads=LATENCY_THREADS)
@@ -95,6 +115,7 @@ def open_test(work: Path, ready: Prepared, models: Mapping[str, Predictor], chos
         work / "test.json",
         {
             "candidates": found,
+            "comparison": compared(work, ready, models, chosen),
             "machine": machine_line(busy=any(t.busy for t in times.values()), threads=LATENCY_THREADS),
             "latency_busy": any(t.busy for t in times.values()),
             "examples": [
@@ -167,7 +188,7 @@ def assemble(
     remarks: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """The content of `results.json`, schema 1; `remarks` are what else there is to say of a candidate, by name."""
-    from tsprune.report import verdict
+    from tsprune.report import protocol_words, verdict
 
     test = stages["test"]
     results: dict[str, Any] = {
@@ -186,6 +207,7 @@ def assemble(
             for name, found in test["candidates"].items()
         ],
         "chosen": chosen,
+        "comparison": test["comparison"],
         "equivalence": stages["equivalence"],
         "seed": ready.task.seed,
         "versions": versions(),
@@ -193,6 +215,7 @@ def assemble(
         "pruning": stages["rounds"],
         "search": {name: [{key: t[key] for key in TRIED if key in t} for t in found] for name, found in trials.items()},
     }
+    results["protocol"]["words"] = protocol_words(results)
     results["verdict"] = verdict(results)
     return results
 

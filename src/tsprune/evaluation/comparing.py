@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from tsprune.data.words import listed, many
 from tsprune.errors import TspruneError
 from tsprune.evaluation.diebold_mariano import DieboldMariano, compare_rows
-from tsprune.evaluation.intervals import LEVEL, REPLICATES, Interval, interval, ratio_interval, shared_terms
+from tsprune.evaluation.intervals import LEVEL, REPLICATES, Draws, Interval, shared_terms
 from tsprune.evaluation.metrics import RowErrors
 from tsprune.evaluation.student import two_sided_quantile
 from tsprune.evaluation.timeblocks import Blocks
@@ -43,14 +43,17 @@ class Options:
     replicates: int = REPLICATES
     seed: int = 0
 
-    def ratio(self, rows: RowErrors, reference: RowErrors, blocks: Blocks) -> Interval:
-        """The ratio of two models' errors with its interval."""
-        drawing = {"level": self.level, "replicates": self.replicates, "seed": self.seed}
-        return ratio_interval(rows, reference, blocks, self.measure, **drawing)  # type: ignore[arg-type]
+    def draws(self, models: Mapping[str, RowErrors], blocks: Blocks) -> Draws:
+        """The bootstrap's replicates of these models."""
+        return Draws(models, blocks, self.measure, level=self.level, replicates=self.replicates, seed=self.seed)
 
 
 def compare(
-    models: Mapping[str, RowErrors], reference: str, blocks: Blocks, options: Options | None = None
+    models: Mapping[str, RowErrors],
+    reference: str,
+    blocks: Blocks,
+    options: Options | None = None,
+    draws: Draws | None = None,
 ) -> dict[str, Any]:
     """Rank models by their error and compare each with a reference, and the best with the second.
 
@@ -59,6 +62,7 @@ def compare(
         reference: name of the model that all are compared with.
         blocks: the units of the rows.
         options: measure, confidence level, replicates and seed.
+        draws: what `Options.draws` gave of these models, where they were drawn already.
 
     Returns:
         Plain data: `measure`, `level`, `reference`, `rows`, `blocks`; `ranking`, the best first, each with `name`,
@@ -84,8 +88,9 @@ def compare(
         )
     # Equal errors keep the order in which the models were given.
     order = sorted(models, key=lambda name: values[name] or 0.0)
-    ranking = [_against(name, reference, models, blocks, chosen) for name in order]
-    top = _top(order[0], order[1], models, blocks, chosen)
+    drawn = draws or chosen.draws(models, blocks)
+    ranking = [_against(name, reference, drawn) for name in order]
+    top = _top(order[0], order[1], drawn)
     return {
         "measure": chosen.measure,
         "level": chosen.level,
@@ -105,6 +110,23 @@ def verdict(ratio: Interval, test: DieboldMariano, level: float = LEVEL) -> str:
     if ratio.estimate is None or not significant or not ratio.excludes(1):
         return "undecided"
     return "better" if ratio.estimate < 1 else "worse"
+
+
+def pair(name: str, other: str, draws: Draws) -> dict[str, Any]:
+    """One model against another, as plain data: `ratio` of their errors, `diebold_mariano`, and `verdict`.
+
+    Args:
+        name: of the model.
+        other: name of the model that it is compared with.
+        draws: of both.
+    """
+    ratio = draws.ratio(name, other)
+    test = compare_rows(draws.models[name], draws.models[other], draws.blocks, draws.measure)
+    return {
+        "ratio": ratio.to_json(),
+        "diebold_mariano": test.to_json(),
+        "verdict": verdict(ratio, test, draws.level),
+    }
 
 
 def win_rate(rows: RowErrors, reference: RowErrors, blocks: Blocks, measure: str) -> float:
@@ -208,34 +230,20 @@ def overall(
     }
 
 
-def _against(
-    name: str, reference: str, models: Mapping[str, RowErrors], blocks: Blocks, options: Options
-) -> dict[str, Any]:
-    rows, base = models[name], models[reference]
-    drawing = {"level": options.level, "replicates": options.replicates, "seed": options.seed}
-    value = interval(rows, blocks, options.measure, **drawing)  # type: ignore[arg-type]
-    ratio = options.ratio(rows, base, blocks)
-    test = compare_rows(rows, base, blocks, options.measure)
-    return {
+def _against(name: str, reference: str, draws: Draws) -> dict[str, Any]:
+    found = {
         "name": name,
-        "value": value.to_json(),
-        "ratio": ratio.to_json(),
-        "win_rate": win_rate(rows, base, blocks, options.measure),
-        "diebold_mariano": test.to_json(),
-        "verdict": "reference" if name == reference else verdict(ratio, test, options.level),
+        "value": draws.interval(name).to_json(),
+        "win_rate": win_rate(draws.models[name], draws.models[reference], draws.blocks, draws.measure),
+        **pair(name, reference, draws),
     }
+    return found | {"verdict": "reference"} if name == reference else found
 
 
-def _top(first: str, second: str, models: Mapping[str, RowErrors], blocks: Blocks, options: Options) -> dict[str, Any]:
-    ratio = options.ratio(models[first], models[second], blocks)
-    test = compare_rows(models[first], models[second], blocks, options.measure)
-    return {
-        "first": first,
-        "second": second,
-        "ratio": ratio.to_json(),
-        "diebold_mariano": test.to_json(),
-        "better": verdict(ratio, test, options.level) == "better",
-    }
+def _top(first: str, second: str, draws: Draws) -> dict[str, Any]:
+    found = pair(first, second, draws)
+    better = found.pop("verdict") == "better"
+    return {"first": first, "second": second, **found, "better": better}
 
 
 def _sentence(top: Mapping[str, Any], options: Options) -> str:

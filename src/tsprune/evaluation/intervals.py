@@ -6,6 +6,7 @@ Letters: U units, C columns, B replicates.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
@@ -53,6 +54,55 @@ class Interval:
         return {key: value for key, value in asdict(self).items() if key != "note" or value}
 
 
+class Draws:
+    """Replicates of several models' errors, drawn once for all of them, and the intervals that follow.
+
+    The intervals are those of `interval` and `ratio_interval`, bit for bit.
+
+    Args:
+        models: errors by name, all on the same rows.
+        blocks: the units of these rows.
+        measure: one of `metrics.MEASURES`.
+        level: confidence level between 0 and 1.
+        replicates: how many times to draw.
+        seed: of the draws; the same seed gives the same intervals.
+
+    Raises:
+        TspruneError: for an unknown measure, rows of other windows, or a level or number that means nothing.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, RowErrors],
+        blocks: Blocks,
+        measure: str,
+        *,
+        level: float = LEVEL,
+        replicates: int = REPLICATES,
+        seed: int = 0,
+    ) -> None:
+        self.models, self.blocks, self.measure, self.level = models, blocks, measure, level
+        self._values = {name: rows.value(measure) for name, rows in models.items()}
+        sums = blocks.sums(np.stack(shared_terms(measure, *models.values()), axis=1))
+        *drawn, self._total = resample(sums, blocks.length, replicates, seed).T
+        self._drawn = dict(zip(models, drawn, strict=True))
+
+    def interval(self, name: str) -> Interval:
+        """Interval of the measure of one model."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = self._drawn[name] / self._total
+        return _spread(self._values[name], values, self.blocks.stretches, self.level)
+
+    def ratio(self, name: str, other: str) -> Interval:
+        """Interval of a model's error over that of another one."""
+        one, two = self._drawn[name], self._drawn[other]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # The denominators are the same on both sides.
+            values = np.where(one == two, 1.0, one / two)
+        estimate = quotient(self._values[name], self._values[other])
+        return _spread(estimate, values, self.blocks.stretches, self.level)
+
+
 def interval(
     rows: RowErrors,
     blocks: Blocks,
@@ -63,11 +113,8 @@ def interval(
     seed: int = 0,
 ) -> Interval:
     """Interval of an error measure of one model; arguments and errors as in `ratio_interval`."""
-    sums = _unit_sums(blocks, measure, rows)
-    drawn = resample(sums, blocks.length, replicates, seed)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = drawn[:, 0] / drawn[:, 1]
-    return _spread(rows.value(measure), values, blocks.stretches, level)
+    drawn = Draws({"": rows}, blocks, measure, level=level, replicates=replicates, seed=seed)
+    return drawn.interval("")
 
 
 def ratio_interval(
@@ -101,12 +148,9 @@ def ratio_interval(
     Raises:
         TspruneError: for an unknown measure, rows of other windows, or a level or number that means nothing.
     """
-    sums = _unit_sums(blocks, measure, rows, reference)
-    drawn = resample(sums, blocks.length, replicates, seed)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # The denominators are the same on both sides.
-        values = np.where(drawn[:, 0] == drawn[:, 1], 1.0, drawn[:, 0] / drawn[:, 1])
-    return _spread(quotient(rows.value(measure), reference.value(measure)), values, blocks.stretches, level)
+    pair = {"one": rows, "two": reference}
+    drawn = Draws(pair, blocks, measure, level=level, replicates=replicates, seed=seed)
+    return drawn.ratio("one", "two")
 
 
 def quotient(first: float | None, second: float | None) -> float | None:
@@ -165,11 +209,6 @@ def circular_sums(values: _Floats, length: int) -> _Floats:
         power = power + np.roll(power, -size, axis=0)
         size *= 2
     return total
-
-
-def _unit_sums(blocks: Blocks, measure: str, *models: RowErrors) -> _Floats:
-    """Numerators of every model and the denominator they share, by unit `[U, models + 1]`."""
-    return blocks.sums(np.stack(shared_terms(measure, *models), axis=1))
 
 
 def shared_terms(measure: str, *models: RowErrors) -> list[_Floats]:

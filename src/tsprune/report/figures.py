@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsprune.errors import TspruneError
 from tsprune.report.canvas import BAND, BLUE, GREY, INK, ORANGE, bare_figure, labels_apart, plainly, svg
+from tsprune.report.evidence import Evidence, span
 from tsprune.report.removal import Cell, RemovalMap
 from tsprune.report.words import Results, baselines, count_text, error_text, human, metric, milliseconds, number
 
@@ -135,6 +136,40 @@ def rounds_figure(pruning: Results, name: str) -> str:
     axes.set_xlabel("parameters removed, %", fontsize=9, color=INK)
     axes.set_ylabel("validation loss", fontsize=9, color=INK)
     return svg(figure, name, f"Validation loss over {len(rounds)} pruning rounds.{said}")
+
+
+@plainly
+def ratio_figure(standing: Mapping[str, Evidence], base: str, chosen: str, name: str) -> str:
+    """Ratio of every candidate's error to the reference's with its interval, the best at the top; 1 is the reference.
+
+    Filled is what differs by more than chance. Whiskers that would squeeze the rest together end in an arrow.
+    """
+    rows = {title: e for title, e in standing.items() if title != base and not math.isnan(e.ratio)}
+    figure, axes = bare_figure(6.6, 0.27 * len(rows) + 0.75)
+    far = 2 * max([abs(e.ratio - 1) for e in rows.values()] + [0.05])
+    left, right = max(0.0, 1 - far), 1 + far
+    inside = [v for e in rows.values() for v in (e.low, e.high, e.ratio) if left <= v <= right] + [1.0]
+    margin = 0.06 * (max(inside) - min(inside)) + 0.005
+    left, right = max(left, min(inside) - margin), min(right, max(inside) + margin)
+    axes.axvline(1, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
+    said = []
+    for y, (title, evidence) in enumerate(rows.items()):
+        color = BLUE if title == chosen else INK
+        if not math.isnan(evidence.low):
+            low, high = max(evidence.low, left), min(evidence.high, right)
+            axes.plot([low, high], [y, y], color=color, linewidth=1.4)
+            for end, cut, arrow in ((low, evidence.low < left, "<"), (high, evidence.high > right, ">")):
+                axes.plot([end], [y], arrow if cut else "|", color=color, markersize=6, clip_on=False)
+        face = color if evidence.shown else "white"
+        axes.plot([evidence.ratio], [y], "o", markersize=6, markerfacecolor=face, markeredgecolor=color)
+        said.append(f"{human(title)}: {span(evidence)}")
+    axes.set(xlim=(left, right), ylim=(len(rows) - 0.5, -0.5))
+    axes.grid(False, axis="y")
+    axes.set_yticks(range(len(rows)), [human(title) for title in rows], parse_math=False)
+    for label, title in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set(color=BLUE if title == chosen else INK, fontweight="bold" if title == chosen else "normal")
+    axes.set_xlabel(f"test MSE over that of {human(base)}", fontsize=9, color=INK)
+    return svg(figure, name, f"Ratios of test MSE to {human(base)} with intervals. " + "; ".join(said) + ".")
 
 
 @plainly

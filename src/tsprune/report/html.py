@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 from tsprune.candidates import PRUNED, SCRATCH
 from tsprune.errors import TspruneError
 from tsprune.report import figures
+from tsprune.report.comparison import comparison_section
+from tsprune.report.evidence import against, ends
 from tsprune.report.figures import ForecastExample
+from tsprune.report.protocol import protocol_words
 from tsprune.report.removal import removal_map
-from tsprune.report.table import COLUMNS
+from tsprune.report.table import AGAINST, COLUMNS
 from tsprune.report.verdict import verdict
 from tsprune.report.words import (
     CONTROLS,
-    SAME,
     Results,
     candidates_by_name,
-    change,
     count_text,
     error_text,
     human,
-    metric,
     number,
     percent,
     references,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 SECTIONS = (
     ("verdict", "Verdict"),
     ("results", "Results"),
+    ("comparison", "What is more than chance"),
     ("forecasts", "Forecasts against truth"),
     ("removed", "What was removed, layer by layer"),
     ("rounds", "Pruning rounds"),
@@ -139,6 +140,7 @@ def _context(
     found = candidates_by_name(results)
     protocol: Mapping[str, Any] = results.get("protocol") or {}
     pruning: Mapping[str, Any] = results.get("pruning") or {}
+    section = comparison_section(results)
     removal = removal_map(plan, units) if plan is not None and (plan.get("groups") or units) else None
     return {
         "sections": SECTIONS,
@@ -146,8 +148,10 @@ def _context(
         "protocol": protocol,
         "chosen": str(results["chosen"]),
         "verdict": _units_bound(results.get("verdict") or verdict(results)),
-        "facts": _facts(found, str(results["chosen"])),
+        "facts": _facts(results, found, str(results["chosen"])),
         "table": _table(results),
+        "comparison": section,
+        "ratio_svg": _markup(_ratios(section, str(results["chosen"]))) if section else "",
         "forecasts": [_example(e, i) for i, e in enumerate(forecasts)],
         "others": sorted({human(n) for e in forecasts for n in e.other}),
         "plan": plan,
@@ -162,6 +166,7 @@ def _context(
         "size_svg": _markup(figures.size_figure(results, "size")),
         "repairs": list(protocol.get("repairs") or []),
         "inferred": dict(protocol.get("inferred") or {}),
+        "protocol_words": protocol.get("words") or (protocol_words(results) if protocol.get("split") else ""),
         "protocol_rows": _protocol_rows(results, protocol),
         "windows": _windows(protocol),
         "guards": _guards(protocol),
@@ -176,15 +181,29 @@ def _units_bound(text: str) -> str:
     return re.sub(r"(?<=\d) (?=%|(?:ms|k|M|G)\b)", "\u00a0", text)
 
 
-def _facts(found: Mapping[str, Results], chosen: str) -> list[dict[str, str]]:
-    """Key figures under the verdict; differences below 1 % are shown as such, never as a gain."""
+def _ratios(section: Mapping[str, Any], chosen: str) -> str:
+    return figures.ratio_figure(section["standing"], section["base"], chosen, "ratios")
+
+
+def _facts(results: Results, found: Mapping[str, Results], chosen: str) -> list[dict[str, str]]:
+    """Key figures under the verdict; what may be chance, or is below 1 %, is never shown as a gain."""
     own, facts = found[chosen], []
     for reference in references(found):
-        if reference != chosen:
-            moved = change(metric(own, "test", "mse"), metric(found[reference], "test", "mse"))
-            if not math.isnan(moved):
-                value = "about the same" if abs(moved) < SAME else f"{'−' if moved < 0 else '+'}{percent(moved)}"
-                facts.append({"value": value, "label": f"test MSE against {human(reference)}"})
+        told = against(results, reference).get("mse") if reference != chosen else None
+        if told is not None:
+            label = f"test MSE against {human(reference)}"
+            if told.word in ("lower", "higher"):
+                value = f"{'−' if told.word == 'lower' else '+'}{percent(told.change)}"
+            elif told.word == "same":
+                value = "about the same"
+            else:
+                value = f"ratio {told.ratio:.3f}"
+                label += {
+                    "open": f": no difference shown, interval {ends(told)}",
+                    "few": ": too few windows to tell",
+                    "untested": ", not tested against chance",
+                }[told.word]
+            facts.append({"value": value, "label": label})
     base = found.get("zero_shot") or found.get("full_finetuning")
     if base is not None and chosen in (PRUNED, *CONTROLS):
         for key, label in (
@@ -198,8 +217,8 @@ def _facts(found: Mapping[str, Results], chosen: str) -> list[dict[str, str]]:
 
 
 def _table(results: Results) -> dict[str, Any]:
-    """Header and rows of the results table, all columns."""
-    columns = [c for c in COLUMNS if c.key != "latency"]
+    """Header and rows of the results table, all columns but the comparison, which has a section of its own."""
+    columns = [c for c in COLUMNS if c.key not in ("latency", AGAINST)]
     rows = [
         {
             "name": name,

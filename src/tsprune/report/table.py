@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from tsprune.report.evidence import Evidence, ranking, reference
+from tsprune.report.protocol import protocol_line
 from tsprune.report.words import (
     Results,
     candidates_by_name,
@@ -49,12 +51,15 @@ def _error(part: str, name: str) -> Callable[[Results], str]:
     return lambda candidate: error_text(metric(candidate, part, name))
 
 
+AGAINST = "against"
+"""Key of the column that says who differs from the reference of the comparison."""
 COLUMNS = (
     Column("candidate", "", "candidate", lambda c: human(str(c["name"])), 0),
     Column("validation_mse", "val.", "MSE", _error("validation", "mse"), 5),
     Column("validation_mae", "val.", "MAE", _error("validation", "mae"), 3),
     Column("test_mse", "test", "MSE", _error("test", "mse"), 0),
     Column("test_mae", "test", "MAE", _error("test", "mae"), 0),
+    Column(AGAINST, "against", "", lambda c: str(c.get(AGAINST, "-")), 9),
     Column("test_mase", "test", "MASE", _error("test", "mase"), 6),
     Column("test_wql", "test", "WQL", _error("test", "wql"), 4),
     Column("parameters", "", "params", lambda c: count_text(number(c.get("parameters"))), 7),
@@ -69,9 +74,33 @@ def _mark(results: Results, name: str) -> str:
     return "* " if name == results["chosen"] else "  "
 
 
+def columns_of(results: Results) -> tuple[Column, ...]:
+    """All columns in full; the one for the comparison only where there was one."""
+    base = reference(results)
+    short = {"full_finetuning": "tuned"}.get(base, human(base))
+    usual = (column for column in COLUMNS if column.key != "latency" and (base or column.key != AGAINST))
+    return tuple(replace(column, name=short) if column.key == AGAINST else column for column in usual)
+
+
+def compared(results: Results) -> dict[str, Results]:
+    """Candidates by name, with what the comparison says of each in one word."""
+    base, standing = reference(results), ranking(results)
+    return {
+        name: {**candidate, AGAINST: "-" if name == base else _word(standing.get(name))}
+        for name, candidate in candidates_by_name(results).items()
+    }
+
+
+def _word(evidence: Evidence | None) -> str:
+    """Better or worse where it is more than chance, however little."""
+    if evidence is None or not evidence.shown:
+        return "-" if evidence is None else "open"
+    return "better" if evidence.ratio < 1 else "worse"
+
+
 def _grid(results: Results, columns: tuple[Column, ...]) -> list[list[str]]:
     rows = []
-    for name, candidate in candidates_by_name(results).items():
+    for name, candidate in compared(results).items():
         cells = [column.cell(candidate) for column in columns]
         rows.append([_mark(results, name) + cells[0], *cells[1:]])
     return rows
@@ -92,10 +121,10 @@ def fitting_columns(results: Results, width: int) -> tuple[Column, ...]:
     """The columns that fit into `width` characters; name and test errors always stay.
 
     Dropped in this order: quartiles of latency, FLOPs, validation MAE, WQL, validation MSE, MASE,
-    parameters, latency.
+    parameters, latency, the comparison.
     """
-    columns = tuple(c for c in COLUMNS if c.key != "latency")
-    for drop in range(1, 9):
+    columns = columns_of(results)
+    for drop in range(1, 10):
         if sum(_widths(results, columns)) + _GAP * (len(columns) - 1) <= width:
             break
         columns = tuple(c for c in columns if c.drop != drop)
@@ -105,7 +134,7 @@ def fitting_columns(results: Results, width: int) -> tuple[Column, ...]:
 
 
 def footnote(results: Results) -> str:
-    """One line under the table: what the mark, the errors and the latency mean."""
+    """Under the table: what the mark, the errors, the comparison and the latency mean, and the protocol in short."""
     protocol = results.get("protocol") or {}
     scale = protocol.get("scale")
     batch, threads = protocol.get("latency_batch"), protocol.get("latency_threads", protocol.get("threads"))
@@ -114,7 +143,13 @@ def footnote(results: Results) -> str:
         said.append(f"errors: {scale}")
     if batch is not None and threads is not None:
         said.append(f"latency: median at batch {batch}, {threads} {'thread' if threads == 1 else 'threads'}")
-    return "; ".join(said)
+    if base := reference(results):
+        said.append(
+            f"against {human(base)}: better or worse in MSE where bootstrap interval and Diebold-Mariano test agree on "
+            "the test windows, else open"
+        )
+    lines = ["; ".join(said), *([protocol_line(results)] if protocol.get("split") else [])]
+    return "\n".join(lines)
 
 
 def results_table(results: Results, width: int = 100) -> Table:
@@ -167,5 +202,5 @@ def results_text(results: Results, width: int = 100) -> str:
 
     lines = [line(_tops(columns)), line([c.name for c in columns]), line(["-" * w for w in widths])]
     lines += [line(row) for row in _grid(results, columns)]
-    lines += textwrap.wrap(footnote(results), max(width, 20))
+    lines += [part for note in footnote(results).splitlines() for part in textwrap.wrap(note, max(width, 20))]
     return "\n".join(lines)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from tsprune.candidates import PRUNED
+from tsprune.report.evidence import MEASURES, Evidence, against, span
 from tsprune.report.words import (
     CONTROLS,
     SAME,
@@ -22,7 +24,8 @@ from tsprune.report.words import (
     rivals,
 )
 
-_METRICS = ("mse", "mae")
+Told = Mapping[str, Evidence]
+"""The chosen candidate against another one, by measure."""
 
 
 def verdict(results: Results) -> str:
@@ -33,15 +36,16 @@ def verdict(results: Results) -> str:
 
     Returns:
         One line of two or three sentences: the choice and its test error against zero-shot, full fine-tuning,
-        seasonal naive and the best other baseline in percent; its parameters and latency; what did not pay, and
-        the warning about one seed. One sentence more for each leak that the guards found.
+        seasonal naive and the best other baseline, in percent where the comparison on the test windows shows a
+        difference; its parameters and latency; what did not pay, and the warning about one
+        seed. One sentence more for each leak that the guards found.
 
     Raises:
         TspruneError: the chosen candidate is not among the candidates.
     """
     found = candidates_by_name(results)
     chosen = str(results["chosen"])
-    parts = [_errors(found, chosen), _costs(found, chosen)]
+    parts = [_errors(results, found, chosen), _costs(found, chosen)]
     if (results.get("protocol") or {}).get("latency_busy") and "ms instead of" in parts[1]:
         parts.append("other programs were running while that was timed, so the latencies are not reliable.")
     parts += _leaks(results)
@@ -51,59 +55,63 @@ def verdict(results: Results) -> str:
     return " ".join(part[0].upper() + part[1:] for part in parts if part)
 
 
-def _leaks(results: Results) -> list[str]:
-    """A warning for each leak that the guards found."""
-    words = {
-        "copies": "series are copies of each other across the cut-offs, so these errors are too good to be believed.",
-        "covariates": "a covariate holds the target itself, so these errors are too good to be believed.",
-        "pretraining": "the pretrained model may have seen these data, so its errors may be too good.",
-    }
-    findings = (results.get("protocol") or {}).get("leakage") or []
-    found = [str(finding.get("guard")) for finding in findings if finding.get("verdict") == "found"]
-    return [words[guard] for guard in found if guard in words]
-
-
-def _compare(candidate: Results, reference: Results, part: str) -> dict[str, float]:
-    """Percent by which the candidate's errors lie above the reference's; only where both were measured."""
-    changes = {m: change(metric(candidate, part, m), metric(reference, part, m)) for m in _METRICS}
-    return {m: c for m, c in changes.items() if not math.isnan(c)}
-
-
-def _sides(changes: dict[str, float]) -> tuple[bool, bool]:
-    """(some error is lower, some error is higher), counting from 1 %."""
-    return any(c <= -SAME for c in changes.values()), any(c >= SAME for c in changes.values())
-
-
-def _phrase(changes: dict[str, float], reference: str) -> str:
-    """For example `MSE 4.2 % and MAE 2.0 % lower than zero-shot`."""
+def _phrase(told: Told, reference: str) -> str:
+    """For example `MSE 4.2 % and MAE 2.0 % lower than zero-shot`, of what is more than chance."""
     name = human(reference)
-    if not changes:
-        return f"not comparable with {name} (not measured)"
-    lower, higher = _sides(changes)
-    label = " and ".join(m.upper() for m in changes)
-    if not lower and not higher:
-        return f"{label} about the same as {name}"
-    words = {m: "lower" if c <= -SAME else "higher" if c >= SAME else "" for m, c in changes.items()}
-    if len(set(words.values())) == 1:
-        sizes = " and ".join(f"{m.upper()} {percent(c)}" for m, c in changes.items())
-        return f"{sizes} {next(iter(words.values()))} than {name}"
+    sized = {m: e for m, e in told.items() if e.word in ("lower", "higher")}
+    if all(e.word == "same" for e in told.values()):
+        return f"{' and '.join(m.upper() for m in told)} about the same as {name}"
+    if len(sized) == len(told) and len({e.word for e in sized.values()}) == 1:
+        sizes = " and ".join(f"{m.upper()} {percent(e.change)}" for m, e in sized.items())
+        return f"{sizes} {next(iter(sized.values())).word} than {name}"
     each = [
-        f"{m.upper()} {percent(c)} {words[m]}" if words[m] else f"{m.upper()} about the same"
-        for m, c in changes.items()
+        f"{m.upper()} {percent(e.change)} {e.word}"
+        if m in sized
+        else f"{m.upper()} {'about the same' if e.word == 'same' else 'undecided'}"
+        for m, e in told.items()
     ]
     return f"{' and '.join(each)} compared with {name}"
 
 
-def _errors(found: dict[str, Results], chosen: str) -> str:
-    others = [name for name in references(found) if name != chosen]
+def _errors(results: Results, found: dict[str, Results], chosen: str) -> str:
+    """The choice, and its test errors against the others', by what the test windows can show."""
+    others = {name: against(results, name) for name in references(found) if name != chosen}
     start = f'validation chose "{human(chosen)}"'
-    if all(math.isnan(metric(found[chosen], "test", m)) for m in _METRICS):
+    if all(math.isnan(metric(found[chosen], "test", m)) for m in MEASURES):
         return f"{start}, but its test error was not measured."
     if not others:
         return f"{start}; there is nothing to compare its test error with."
-    said = [_phrase(_compare(found[chosen], found[r], "test"), r) for r in others]
-    listed = said[0] if len(said) == 1 else f"{', '.join(said[:-1])}, and {said[-1]}"
-    return f"{start}, with test {listed}."
+    shown = [_phrase(told, name) for name, told in others.items() if any(e.shown for e in told.values())]
+    apart: dict[str, dict[str, Evidence]] = {"open": {}, "few": {}, "untested": {}}
+    for name, told in others.items():
+        if told and not any(e.shown for e in told.values()):
+            headline = next(iter(told.values()))
+            apart[headline.word][name] = headline
+    if apart["open"]:
+        shown.append(f"no difference that the test windows can show from {_each(apart['open'])}")
+    parts = [f"on test it has {_listed(shown)}"] if shown else []
+    if apart["few"]:
+        parts.append(f"too few independent test windows to tell it from {_each(apart['few'])}")
+    if apart["untested"]:
+        parts.append(f"its test errors were not tested against chance: beside {_each(apart['untested'])}")
+    parts += [f"not comparable with {human(name)} (not measured)" for name, told in others.items() if not told]
+    return f"{start}; {'; '.join(parts)}."
+
+
+def _each(group: dict[str, Evidence]) -> str:
+    """For example `zero-shot (MSE ratio 0.998, 95 % interval 0.98 to 1.02) and DLinear (1.010, 0.97 to 1.04)`."""
+    said, before = [], ""
+    for name, evidence in group.items():
+        measure = evidence.measure.upper()
+        said.append(f"{human(name)} ({span(evidence, f'{measure} ratio' if measure != before else '')})")
+        before = measure
+    return _listed(said)
+
+
+def _listed(said: Sequence[str]) -> str:
+    if len(said) < 3:
+        return " and ".join(said)
+    return f"{', '.join(said[:-1])}, and {said[-1]}"
 
 
 def _costs(found: dict[str, Results], chosen: str) -> str:
@@ -144,11 +152,10 @@ def factor(ratio: float) -> str:
     return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.0f}x"
 
 
-def _excess(found: dict[str, Results], name: str, reference: str, part: str) -> str:
-    """`MSE 3.1 % higher`, empty where nothing is 1 % higher; says so if another error is lower."""
-    changes = _compare(found[name], found[reference], part)
-    sizes = [f"{m.upper()} {percent(c)}" for m, c in changes.items() if c >= SAME]
-    lower = [m.upper() for m, c in changes.items() if c <= -SAME]
+def _excess(told: Told) -> str:
+    """`MSE 3.1 % higher`, empty where no error is higher beyond chance; says so if another one is lower."""
+    sizes = [f"{m.upper()} {percent(e.change)}" for m, e in told.items() if e.word == "higher"]
+    lower = [m.upper() for m, e in told.items() if e.word == "lower"]
     mixed = f", though {lower[0]} is lower" if lower else ""
     return f"{' and '.join(sizes)} higher{mixed}" if sizes else ""
 
@@ -157,7 +164,7 @@ def admissions(results: Results) -> list[str]:
     """What did not pay, one clause each, lower case, no full stop; empty if nothing needs admitting."""
     found = candidates_by_name(results)
     chosen = str(results["chosen"])
-    said = _on_pruning(found, chosen)
+    said = _on_pruning(results, found, chosen)
     if chosen == "zero_shot":
         said.append("no fine-tuning was preferred either: use the model as it came")
     if chosen == "seasonal_naive":
@@ -169,36 +176,43 @@ def admissions(results: Results) -> list[str]:
     known = {*compared, *rivals(found), PRUNED, *CONTROLS}
     for simple in (*simple_ones, "zero_shot", *(name for name in found if name not in known)):
         if simple in found and chosen != simple:
-            excess = _excess(found, chosen, simple, "test")
+            excess = _excess(against(results, simple))
             verb = "does not clearly beat" if "though" in excess else "loses to"
             if excess:
                 said.append(f"the chosen candidate {verb} {human(simple)} on test ({excess})")
     return said
 
 
-def _on_pruning(found: dict[str, Results], chosen: str) -> list[str]:
+def _on_pruning(results: Results, found: dict[str, Results], chosen: str) -> list[str]:
     """What to admit about pruning and about its score."""
     if PRUNED not in found:
         return ["no pruned model was among the candidates"]
     if chosen != PRUNED:
-        excess = _excess(found, PRUNED, chosen, "validation")
-        more = f" (pruned: validation {excess})" if excess else ""
-        close = _compare(found[PRUNED], found[chosen], "validation")
-        if close and not any(_sides(close)):
-            more = " by less than 1 %"
+        more = _on_validation(found, chosen)
         if chosen in CONTROLS:
             return [f"choosing what to prune did not pay: validation preferred {CONTROLS[chosen]}{more}"]
         return [f"pruning did not pay: validation preferred {human(chosen)}{more}"]
     said = []
     if "full_finetuning" in found:
-        excess = _excess(found, PRUNED, "full_finetuning", "test")
+        excess = _excess(against(results, "full_finetuning"))
         if "though" in excess:
             said.append(f"against full fine-tuning pruning did not clearly pay in accuracy (test {excess})")
         elif excess:
             said.append(f"in accuracy pruning did not pay: on test it is worse than full fine-tuning ({excess})")
-    controls = {
-        words: _compare(found[PRUNED], found[name], "test") for name, words in CONTROLS.items() if name in found
-    }
-    if equal := [words for words, changes in controls.items() if changes and not _sides(changes)[0]]:
-        said.append(f"{' and '.join(equal)} did as well on test, so nothing here shows that the score mattered")
+    controls = {words: against(results, name) for name, words in CONTROLS.items() if name in found}
+    equal = [words for words, told in controls.items() if told and all(e.word != "lower" for e in told.values())]
+    if equal:
+        names = " and ".join(equal)
+        said.append(f"against {names} no gain can be shown on test, so nothing here shows that the score mattered")
     return said
+
+
+def _on_validation(found: dict[str, Results], chosen: str) -> str:
+    """How far the pruned model was from the chosen one where the choice was made; nothing is tested there."""
+    pairs = [(metric(found[PRUNED], "validation", m), metric(found[chosen], "validation", m)) for m in MEASURES]
+    changes = {m: change(*pair) for m, pair in zip(MEASURES, pairs, strict=True)}
+    known = {m: moved for m, moved in changes.items() if not math.isnan(moved)}
+    if known and all(abs(moved) < SAME for moved in known.values()):
+        return " by less than 1 %"
+    more = [f"{m.upper()} {percent(moved)}" for m, moved in known.items() if moved >= SAME]
+    return f" (pruned: validation {' and '.join(more)} above)" if more else ""
