@@ -208,7 +208,10 @@ def summary_of(spec: Spec, gathered: Gathered, timed: list[dict[str, Any]]) -> d
 
 
 def _notes(spec: Spec, gathered: Gathered) -> list[str]:
-    notes = []
+    notes = [
+        f"{row['model']} on {row['data']}: {words}" for row in gathered.judged for words in row.get("leaks", ())
+    ]
+    notes = list(dict.fromkeys(notes))
     if len(spec.seeds) < 3:
         notes.append(f"{len(spec.seeds)} seeds: differences of a few percent may be those of the seeds; use 3 at least")
     budgets = [row["training"]["budget"] for row in gathered.judged if row["kind"] == "scratch"]

@@ -55,6 +55,18 @@ def verdict(results: Results) -> str:
     return " ".join(part[0].upper() + part[1:] for part in parts if part)
 
 
+def _leaks(results: Results) -> list[str]:
+    """A warning for each leak that the guards found."""
+    words = {
+        "copies": "series are copies of each other across the cut-offs, so these errors are too good to be believed.",
+        "covariates": "a covariate holds the target itself, so these errors are too good to be believed.",
+        "pretraining": "the pretrained model may have seen these data, so its errors may be too good.",
+    }
+    findings = (results.get("protocol") or {}).get("leakage") or []
+    found = [str(finding.get("guard")) for finding in findings if finding.get("verdict") == "found"]
+    return [words[guard] for guard in found if guard in words]
+
+
 def _phrase(told: Told, reference: str) -> str:
     """For example `MSE 4.2 % and MAE 2.0 % lower than zero-shot`, of what is more than chance."""
     name = human(reference)

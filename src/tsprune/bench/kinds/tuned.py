@@ -14,9 +14,9 @@ from tsprune.bench.work import measured, on_device, readies, result_of
 from tsprune.candidates._workshop import Workshop
 from tsprune.errors import TspruneError
 from tsprune.evaluation.evaluate import Evaluation, Predictor
+from tsprune.evaluation.leakage import PRETRAINING
 from tsprune.preparing import Prepared
 from tsprune.progress import Progress
-from tsprune.proof import overlap
 from tsprune.stages import Run, read_json
 from tsprune.stagework import check_pruning
 from tsprune.tuningwork import check_tuning
@@ -74,7 +74,9 @@ def _result(
     seconds: dict[str, float],
 ) -> Result:
     ready = found[-1][0]
-    more: dict[str, Any] = {"pretraining_overlap": overlap(ready)}
+    guards = {one["guard"]: one for one in ready.leakage}
+    more: dict[str, Any] = {"pretraining_overlap": guards[PRETRAINING]["words"]}
+    more["leaks"] = [one["words"] for one in guards.values() if one["verdict"] == "found"]
     if name in trials:
         more["training"] = trials[name] if len(trials[name]) > 1 else trials[name][0]
     kind = "zero_shot" if name == ZERO_SHOT else "tuned"
