@@ -149,7 +149,7 @@ def test_a_pruned_trial_is_not_trained_again(tmp_path: Path, monkeypatch: pytest
 # ---- kills
 
 
-@pytest.mark.parametrize(("mode", "every"), [("full", 1), ("head", 5), ("lora", 5)])
+@pytest.mark.parametrize(("mode", "every"), [("full", 2), ("head", 5), ("lora", 5)])
 def test_killed_at_any_validation_it_continues_to_the_same_trials_and_weights(
     mode: str, every: int, tmp_path: Path
 ) -> None:
@@ -184,7 +184,7 @@ def test_killed_between_validations_it_continues_to_the_same(at: int, tmp_path: 
     assert tuned.trials == expected.trials
 
 
-def test_killed_again_and_again_it_ends_the_same(tmp_path: Path) -> None:
+def test_killed_after_every_single_validation_it_ends_the_same(tmp_path: Path) -> None:
     expected, heard = whole("full")
     for _ in heard:
         with pytest.raises(Killed):
