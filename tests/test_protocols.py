@@ -49,10 +49,12 @@ def wide_rows(path: Path, rows: dict[str, list[float]]) -> None:
 
 
 def test_the_folder_is_the_registry() -> None:
-    assert names() == ["backtest", "ltsf", "panel"]
+    assert names() == ["backtest", "fev", "gift_eval", "ltsf", "panel"]
     for name in names():
         assert make(name).name == name
-    with pytest.raises(TspruneError, match="'lsf' is not among the protocols; known: backtest, ltsf, panel"):
+    with pytest.raises(
+        TspruneError, match="'lsf' is not among the protocols; known: backtest, fev, gift_eval, ltsf, panel"
+    ):
         make("lsf")
     with pytest.raises(TspruneError, match="protocol ltsf has no setting 'folds'; it has: data, horizon, stride"):
         make("ltsf", folds=3)
