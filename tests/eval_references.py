@@ -58,10 +58,13 @@ def gift(name: str, folder: Path) -> dict[str, Any]:
     entries = []
     for record in records:
         for dimension, target in enumerate(np.atleast_2d(record["target"])):
-            label = f"{record['item_id']}_dim{dimension}" if case else record["item_id"]
-            start = pd.Period(record["start"], "M")
+            label = f"{record['item_id']}_dim{dimension}" if "several" in case else record["item_id"]
+            start = pd.Period(record["start"], protocol.frequency)
             entries.append({"item_id": label, "start": start, "target": target.astype(np.float32)})
-    horizon, shortest = (18 if "m4" in name else 12), min(len(entry["target"]) for entry in entries)
+    horizon, shortest = (
+        {"m4_monthly": 18, "brief/15T": 48}.get(name, 12),
+        min(len(entry["target"]) for entry in entries),
+    )
     windows = 1 if "m4" in name else min(max(1, int(np.ceil(0.1 * shortest / horizon))), 20)
     _, template = cut(entries, offset=-horizon * windows)
     test = template.generate_instances(prediction_length=horizon, windows=windows, distance=horizon)
@@ -72,7 +75,7 @@ def gift(name: str, folder: Path) -> dict[str, Any]:
         for row, entry in enumerate(test.label)
     ]
     assert found.ids == tuple(forecast.item_id for forecast in forecasts)
-    arguments = {"test_data": test, "seasonality": get_seasonality("M")}
+    arguments = {"test_data": test, "seasonality": get_seasonality(protocol.frequency)}
     values = evaluate_forecasts(forecasts, metrics=_OFFICIAL, axis=None, batch_size=7, **arguments)
     return {
         "origins": lengths,

@@ -23,16 +23,24 @@ def line(seed: int, length: int, season: int = 12, holes: float = 0.1) -> np.nda
     return np.round(values * 8) / 8
 
 
-def gift_records(several: bool = False) -> list[dict[str, Any]]:
-    """Items with missing values: one that never changes before the test, one with a whole window missing."""
+def gift_records(several: bool = False, brief: bool = False) -> list[dict[str, Any]]:
+    """Items with missing values: one that never changes before the test, one with a whole window missing.
+
+    Brief ones are quarters of an hour, of which less than a day, exactly a day and nothing at all was seen before.
+    """
     records = []
-    for item, length in enumerate((150, 180, 151, 160)):
+    for item, length in enumerate((100, 144, 150, 120) if brief else (150, 180, 151, 160)):
         target = line(item, length)
-        if item == 1:
+        if item == 1 and not brief:
             target[:130] = 7.0
         if item == 2:
             target[-12:] = np.nan
-        record: dict[str, Any] = {"item_id": f"item{item}", "start": pd.Timestamp("2010-01-01"), "freq": "M"}
+        if item == 0 and brief:
+            target[55:60] = 0
+        if item == 3 and brief:
+            target[:72] = np.nan
+        record: dict[str, Any] = {"item_id": f"item{item}", "start": pd.Timestamp("2010-01-01")}
+        record["freq"] = "15T" if brief else "M"
         record["target"] = np.stack([target, line(10 + item, length) / 2]) if several else target
         record["past_feat_dynamic_real"] = np.stack([line(20 + item, length)])
         records.append(record)
@@ -103,6 +111,7 @@ GIFT_CASES: dict[str, dict[str, Any]] = {
     "monthly/M": {},
     "pair/M": {"several": True},
     "m4_monthly": {},
+    "brief/15T": {"brief": True},
 }
 
 _ALL = ["MAE", "MAEB", "WAPE", "WAPEB", "MSE", "RMSE", "RMSSE", "RMSLE", "MAPE", "SMAPE", "MQL", "SQL", "WQL"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 import evalsets as sets
 from test_protocols import Point
+from tsprune.data.batch import Batch
 from tsprune.data.panel import Panel
 from tsprune.data.recordsets import arrays, load_records
 from tsprune.errors import TspruneError
@@ -322,6 +326,43 @@ def test_mistakes_in_data_are_named(tmp_path: Path) -> None:
         load_records(tmp_path / "bad.jsonl")
     with pytest.raises(TspruneError, match="column 'id' holds string, expected one array per series"):
         arrays(load_records(path), "id")
+
+
+def test_windows_over_all_series_have_the_same_rows(tmp_path: Path) -> None:
+    records = [record for record in sets.gift_records(several=True) if record["item_id"] == "item0"]
+    sets.write_saved(tmp_path / "pair" / "M", sets.as_table(records), files=1)
+    protocol = make("gift_eval", data="pair/M")
+    panel = protocol.read(tmp_path)
+    alone, together = (
+        protocol.forecasts(SeasonalNaive(12), protocol.splits(panel, 24, grouping=grouping)[0])
+        for grouping in ("none", "all")
+    )
+    order = np.lexsort((together.origin, together.series))
+    assert together.series.tolist() == [0, 1, 0, 1] and alone.series.tolist() == [0, 0, 1, 1]
+    for name in ("origin", "truth", "quantiles", "absolute", "squared"):
+        np.testing.assert_array_equal(getattr(together, name)[order], getattr(alone, name))
+    (one,), (two,) = (protocol.result_rows([found], "x") for found in (alone, together))
+    assert all(close(two[key], value) for key, value in one.items() if isinstance(value, float))
+
+
+class Nothing(SeasonalNaive):
+    """Forecasts no number where the last step is missing."""
+
+    def forecast(self, batch: Batch, horizon: int, levels: Sequence[float]) -> Tensor:
+        lost = torch.isnan(batch.context[:, -1])[:, None, None]
+        return super().forecast(batch, horizon, levels).masked_fill(lost, float("nan"))
+
+
+def test_a_forecast_that_is_no_number_is_refused_unless_nothing_was_seen(tmp_path: Path) -> None:
+    records = sets.gift_records()[:1]
+    records[0]["target"][-36:-24] = np.nan
+    protocol = make("gift_eval", data="monthly/M")
+    panel = protocol.read(sets.write_saved(tmp_path / "m", sets.as_table(records), files=1))
+    found = protocol.forecasts(Nothing(12), protocol.splits(panel, 12)[0])
+    mean = float(np.nanmean(panel.series[0].values[:114].astype(np.float64)))
+    assert found.blind == 1 and found.quantiles[0] == pytest.approx(np.full((9, 12), mean))
+    with pytest.raises(TspruneError, match="the forecast of series 'item0' is not finite; result rows need a number"):
+        protocol.forecasts(Nothing(12), protocol.splits(panel, 13)[0])
 
 
 def test_denominators_must_fit_the_windows(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def collect(
 
     Returns:
         Quantiles in the units of the data `[R, Q, H]`, seconds the model took, rows without any observed context; where
-        a model gives no number for these, they are forecast as 0.
+        a model gives no number for these, the mean of the train part stands in.
 
     Raises:
         TspruneError: if a forecast is not finite although something was observed.
