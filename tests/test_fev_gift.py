@@ -201,6 +201,11 @@ def test_fev_summary_is_the_packages_own(tmp_path: Path) -> None:
     assert [sorted(window) for window in made] == [["first"]] * 3
     assert sorted(made[0]["first"][0]) == ["0.1", "0.5", "0.9", "predictions"]
     assert made[1]["first"][2]["predictions"] == found[1].at(0.5)[2].tolist()
+    pair, both = fev_protocol("two targets", tmp_path)
+    rows = [pair.forecasts(SeasonalNaive(7), split) for split in pair.splits(both, 30)]
+    first = pair.predictions(rows)[0]
+    assert {name: len(entries) for name, entries in first.items()} == {"first": 5, "second": 5}
+    assert rows[0].ids[3] == "T10/second" and first["second"][1]["0.9"] == rows[0].at(0.9)[3].tolist()
     try:
         import fev  # noqa: F401
     except ImportError:
