@@ -49,10 +49,12 @@ def wide_rows(path: Path, rows: dict[str, list[float]]) -> None:
 
 
 def test_the_folder_is_the_registry() -> None:
-    assert names() == ["backtest", "ltsf", "panel"]
+    assert names() == ["backtest", "fev", "gift_eval", "ltsf", "panel"]
     for name in names():
         assert make(name).name == name
-    with pytest.raises(TspruneError, match="'lsf' is not among the protocols; known: backtest, ltsf, panel"):
+    with pytest.raises(
+        TspruneError, match="'lsf' is not among the protocols; known: backtest, fev, gift_eval, ltsf, panel"
+    ):
         make("lsf")
     with pytest.raises(TspruneError, match="protocol ltsf has no setting 'folds'; it has: data, horizon, stride"):
         make("ltsf", folds=3)
@@ -207,10 +209,15 @@ def prepared(name: str) -> tuple[Protocol, Panel]:
         return make("ltsf", data="exchange_rate", horizon=6), panel_of(200, 200)
     if name == "panel":
         return make("panel", data="mine", horizon=6), panel_of(60, 90)
+    if name == "gift_eval":
+        return make("gift_eval", data="mine/H", horizon=6), panel_of(200, 190)
+    if name == "fev":
+        task = {"dataset_path": "mine.parquet", "horizon": 6, "num_windows": 2, "seasonality": 4}
+        return make("fev", definition=task), panel_of(200, 190)
     return make("backtest", horizon=6, folds=2), panel_of(200, 200)
 
 
-@pytest.mark.parametrize("name", ["backtest", "ltsf", "panel"])
+@pytest.mark.parametrize("name", names())
 def test_corrupted_test_steps_change_nothing_before_the_test(name: str) -> None:
     protocol, panel = prepared(name)
     first = protocol.splits(panel, 12)[0]
@@ -227,7 +234,7 @@ def test_corrupted_test_steps_change_nothing_before_the_test(name: str) -> None:
     assert before != after
 
 
-@pytest.mark.parametrize("name", ["backtest", "ltsf", "panel"])
+@pytest.mark.parametrize("name", names())
 def test_batch_size_changes_neither_errors_nor_intervals(name: str) -> None:
     protocol, panel = prepared(name)
     holes = [replace(one, values=np.where(np.arange(len(one)) % 11 == 3, np.nan, one.values)) for one in panel.series]
@@ -239,7 +246,7 @@ def test_batch_size_changes_neither_errors_nor_intervals(name: str) -> None:
         assert first == second
 
 
-@pytest.mark.parametrize("name", ["backtest", "ltsf", "panel"])
+@pytest.mark.parametrize("name", names())
 def test_descriptions_are_one_paragraph_and_plain_json(name: str) -> None:
     protocol, panel = prepared(name)
     splits = protocol.splits(panel, 12)

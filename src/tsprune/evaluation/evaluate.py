@@ -69,6 +69,7 @@ def measure(
     batch_size: int = 256,
     progress: Progress | None = None,
     scale_ends: ArrayLike | None = None,
+    naive_errors: ArrayLike | None = None,
 ) -> Evaluation:
     """Forecast every window and score its target rows; the model never gets to see a target.
 
@@ -82,6 +83,8 @@ def measure(
         progress: called after every batch.
         scale_ends: first step after the part of each series whose seasonal-naive error is the denominator of MASE
             `[S]`; by default the end of the train part.
+        naive_errors: these denominators themselves, one per target row in window order, where they differ from window
+            to window.
 
     Raises:
         TspruneError: if there is no window, if the windows are of other series or scaled otherwise than the
@@ -90,7 +93,8 @@ def measure(
     _check_scale(windows, split)
     accumulator, empty = Accumulator(), 0
     _remarks(model)
-    naive = _naive_errors(windows, split, scale_ends)
+    naive = _naive_errors(windows, split, scale_ends) if naive_errors is None else None
+    each = _one_per_row(naive_errors, windows)
     scale = split.scaler.std[:, 0]
     for chosen, batch in _batches(windows, batch_size):
         quantiles = _forecast(model, batch, windows.horizon)
@@ -98,7 +102,9 @@ def measure(
         is_target = _target_rows(batch)
         series = windows.target_series(chosen)
         original = windows.targets(chosen)
-        accumulator.add(target[is_target], quantiles[is_target], original, scale[series], naive[series])
+        places = slice(int(chosen[0]) * windows.targets_per_window, (int(chosen[-1]) + 1) * windows.targets_per_window)
+        denominators = each[places] if naive is None else naive[series]
+        accumulator.add(target[is_target], quantiles[is_target], original, scale[series], denominators)
         empty += int(torch.isnan(batch.context[is_target]).all(dim=1).sum())
         if progress is not None:
             progress(int(chosen[-1]) + 1, len(windows))
@@ -225,6 +231,16 @@ def _check_scale(windows: WindowSet, split: Split) -> None:
     own, said = windows.scaler, split.scaler
     if not (np.array_equal(own.mean, said.mean) and np.array_equal(own.std, said.std)):
         raise TspruneError("the windows are scaled otherwise than the split; take them from the split")
+
+
+def _one_per_row(naive_errors: ArrayLike | None, windows: WindowSet) -> NDArray[np.float64]:
+    """Given denominators `[R]`, checked; none where none are given."""
+    if naive_errors is None:
+        return np.zeros(0)
+    found, rows = np.asarray(naive_errors, np.float64), len(windows) * windows.targets_per_window
+    if found.shape != (rows,):
+        raise TspruneError(f"naive_errors has shape {list(found.shape)}, expected one per target row [{rows}]")
+    return found
 
 
 def _naive_errors(windows: WindowSet, split: Split, scale_ends: ArrayLike | None) -> NDArray[np.float64]:

@@ -93,6 +93,10 @@ class Protocol(ABC):
         """First step after what MASE's denominators are taken from `[S]`: all that lies before the part."""
         return split.validation_end if part == "test" else split.train_end
 
+    def naive_errors(self, windows: WindowSet) -> NDArray[np.float64] | None:
+        """MASE's denominators `[target rows]` where they differ from window to window; None: as `scale_ends` says."""
+        return None
+
     def measure(
         self,
         model: Predictor,
@@ -105,13 +109,15 @@ class Protocol(ABC):
         """Score a model on the windows that count; arguments and errors as in `evaluate.measure`."""
         from tsprune.evaluation.evaluate import measure
 
+        windows = self.windows(split, part)
         return measure(
             model,
-            self.windows(split, part),
+            windows,
             split,
             batch_size=batch_size,
             progress=progress,
             scale_ends=self.scale_ends(split, part),
+            naive_errors=self.naive_errors(windows),
         )
 
     def describe(self, splits: Sequence[Split] = ()) -> str:
