@@ -157,12 +157,17 @@ class _Bench:
         from tsprune.bench.page import write_page
         from tsprune.bench.recipepage import write_recipe_page
         from tsprune.bench.tables import latex, markdown
+        from tsprune.evaluation.resultrows import write_rows
 
         summary = summary_of(self.spec, gathered, timed)
         compared = gathered.comparisons(summary["measure"])
         summary |= self.recipe.summary(gathered)
         write_text(self.out / ROWS, rows_text(gathered.rows))
         write_text(self.out / LATENCIES, rows_text(timed))
+        if rows := gathered.benchmark():
+            path = self.out / f"{self.spec.protocol}.csv"
+            path.unlink(missing_ok=True)
+            write_rows(path, rows)
         write_json(self.out / COMPARISONS, compared)
         write_json(self.out / SUMMARY, summary)
         if gathered.judged:
@@ -208,9 +213,7 @@ def summary_of(spec: Spec, gathered: Gathered, timed: list[dict[str, Any]]) -> d
 
 
 def _notes(spec: Spec, gathered: Gathered) -> list[str]:
-    notes = [
-        f"{row['model']} on {row['data']}: {words}" for row in gathered.judged for words in row.get("leaks", ())
-    ]
+    notes = [f"{row['model']} on {row['data']}: {words}" for row in gathered.judged for words in row.get("leaks", ())]
     notes = list(dict.fromkeys(notes))
     if len(spec.seeds) < 3:
         notes.append(f"{len(spec.seeds)} seeds: differences of a few percent may be those of the seeds; use 3 at least")

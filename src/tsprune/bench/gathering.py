@@ -67,6 +67,18 @@ class Gathered:
         protocol = self.spec.protocol_of(entries(self.spec, job)[1], job.horizon)
         return {**job.cell(), "horizon": protocol.horizon}
 
+    def benchmark(self) -> list[dict[str, Any]]:
+        """Result rows in the form of a benchmark, the model named by grid's model, candidate and seed."""
+        found = []
+        for job, key in self.keyed:
+            for name in job.wanted:
+                parts = [job.model or "", name, "" if job.seed is None else f"seed {job.seed}"]
+                label = " ".join(part for part in parts if part)
+                for row in self._cells.get((key, name), {}).get("benchmark", ()):
+                    column = "model" if "model" in row else "model_name"
+                    found.append({**row, column: label})
+        return found
+
     def done(self, key: str, name: str) -> bool:
         """Whether a cell holds a result."""
         return (key, name) in self._cells

@@ -71,6 +71,7 @@ class Result:
         plan: JSON text of the plan by which the model was cut; "" for one that is whole, or none.
         seconds: of work.
         protocol: how it was judged, a paragraph; "" where the row speaks for itself.
+        benchmark: result rows of a benchmark whose data these are, by its column names.
     """
 
     row: Mapping[str, Any]
@@ -78,6 +79,7 @@ class Result:
     plan: str = ""
     seconds: float = 0.0
     protocol: str = ""
+    benchmark: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tsprune.evaluation.protocols._protocol import Protocol
 
 RECIPES = "tsprune.bench.recipes"
-BASELINES = "tsprune.evaluation.baselines"
+PROTOCOLS = "tsprune.evaluation.protocols"
 # What a grid says in its own words.
 _OWN = {"data", "model", "horizon", "split", "seed", "test_windows", "latency_batch", "threads", "train_share"}
 SECTIONS = (TaskSettings, PruneSettings, FinetuneSettings)
@@ -131,11 +131,11 @@ class Spec:
         Raises:
             TspruneError: it does not allow them.
         """
-        chosen: dict[str, Any] = {**self.protocol_settings, **entry.protocol}
+        chosen: dict[str, Any] = {"data": entry.name, **self.protocol_settings, **entry.protocol}
         if entry.read:
             chosen["options"] = validated(ReadOptions, entry.read)
         given = {"horizon": horizon} if horizon else {}
-        return protocols.make(self.protocol, data=entry.name, **given, **chosen)
+        return protocols.make(self.protocol, **given, **chosen)
 
     def sections(self, model: ModelEntry, entry: DataEntry, **more: Any) -> tuple[Any, Any, Any]:
         """Settings of task, pruning and tuning for one model on one data set; `more` wins over all.
@@ -334,7 +334,7 @@ def _refuse_unknown(spec: Spec) -> None:
         if key != "small" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise TspruneError(f"scratch.{key} is {value!r}, expected a whole number of 0 or more")
     for entry in spec.data:
-        if not spec.source(entry):
+        if not spec.source(entry) and not registry.find(PROTOCOLS, spec.protocol).PROTOCOL.knows_source:
             raise TspruneError(
                 f"data {entry.name!r} has no file and the grid no folder; give 'folder:' (or --folder) with the "
                 "published data sets, or the entry a 'file:'"

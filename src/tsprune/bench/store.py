@@ -35,6 +35,7 @@ class Store:
             if result.arrays:
                 _write_arrays(self._path(key, name, "npz"), result.arrays)
             facts = {"plan": result.plan, "seconds": round(result.seconds, 3), "protocol": result.protocol}
+            facts["benchmark"] = [dict(row) for row in result.benchmark]
             # The JSON comes last: with it the cell is there.
             write_json(self._path(key, name, "json"), {"row": dict(result.row), **facts, "arrays": bool(result.arrays)})
         for name, reason in done.refused.items():

@@ -175,7 +175,19 @@ def result_of(
     }
     arrays: Arrays = packed(test, Blocks.of(windows))
     said = protocol.describe([one.split for one, _, _ in folds])
-    return Result(row, arrays, plan, time.monotonic() - started if started else 0.0, said)
+    seconds = time.monotonic() - started if started else 0.0
+    return Result(row, arrays, plan, seconds, said, benchmark_rows(protocol, folds, model))
+
+
+def benchmark_rows(
+    protocol: Protocol, folds: list[tuple[Prepared, Predictor, dict[str, Evaluation]]], model: Predictor
+) -> tuple[dict[str, Any], ...]:
+    """Result rows in the form of the benchmark that the protocol is of, if any; the model is named when written."""
+    made, forecast = getattr(protocol, "result_rows", None), getattr(protocol, "forecasts", None)
+    if made is None or forecast is None:
+        return ()
+    found = [forecast(one, ready.split, batch_size=ready.task.batch_size) for ready, one, _ in folds]
+    return tuple(made(found, ""))
 
 
 def _values(rows: RowErrors) -> dict[str, float | None]:

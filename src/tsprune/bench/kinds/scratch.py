@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tsprune import candidates
 from tsprune.__about__ import __version__
-from tsprune.bench.jobs import Done, Job, Result, entries
+from tsprune.bench.jobs import Done, Job, entries
 from tsprune.bench.kinds.tuned import Fold
 from tsprune.bench.spec import Spec
 from tsprune.bench.work import measured, on_device, readies, result_of
@@ -48,5 +49,5 @@ def run(spec: Spec, job: Job, place: Path) -> Done:
     found = {}
     for name, parts in folds.items():
         made = result_of(protocol, parts, "scratch", {"training": facts[name]})
-        found[name] = Result(made.row, made.arrays, "", (time.monotonic() - started) / len(folds), made.protocol)
+        found[name] = replace(made, seconds=(time.monotonic() - started) / len(folds))
     return Done(found, refused)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from tsprune.__about__ import __version__
-from tsprune.bench.jobs import Done, Job, Result, entries
+from tsprune.bench.jobs import Done, Job, entries
 from tsprune.bench.kinds.tuned import Fold, best_trial
 from tsprune.bench.spec import Spec
 from tsprune.bench.work import measured, on_device, readies, result_of
@@ -52,5 +53,5 @@ def run(spec: Spec, job: Job, place: Path) -> Done:
     results = {}
     for name, found in folds.items():
         made = result_of(protocol, found, "transferred", {"training": trials[name]})
-        results[name] = Result(made.row, made.arrays, "", seconds[name], made.protocol)
+        results[name] = replace(made, seconds=seconds[name])
     return Done(results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def _result(
         more["training"] = trials[name] if len(trials[name]) > 1 else trials[name][0]
     kind = "zero_shot" if name == ZERO_SHOT else "tuned"
     made = result_of(protocol, found, kind, more, plan=plans.get(name, ""))
-    return Result(made.row, made.arrays, made.plan, seconds.get(name, 0.0), made.protocol)
+    return replace(made, seconds=seconds.get(name, 0.0))
 
 
 def best_trial(trials: list[dict[str, Any]]) -> dict[str, Any]:

@@ -46,6 +46,8 @@ class Protocol(ABC):
 
     headline: ClassVar[tuple[str, ...]] = ()
     """The measures that speak, the first one first; names from `metrics.MEASURES`."""
+    knows_source: ClassVar[bool] = False
+    """Whether `read("")` finds the data by itself."""
 
     @property
     def name(self) -> str:

@@ -52,6 +52,7 @@ class FevProtocol(Protocol):
     covariates: bool = False
 
     headline: ClassVar[tuple[str, ...]] = ("mase", "wql")
+    knows_source: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Read the task and take its horizon."""
