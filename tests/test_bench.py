@@ -36,7 +36,7 @@ EVERY = ("zero_shot", *TUNED, "specialist", "seasonal_naive", "drift")
 def plain_tables() -> Iterator[None]:
     """Tables and page have tests of their own; drawing takes most of a tiny grid's time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tsprune.bench.page.write_page", lambda path, *rest: path.write_text("page"))
+        patch.setattr("tsprune.bench.pages.page.write_page", lambda path, *rest: path.write_text("page"))
         yield
 
 

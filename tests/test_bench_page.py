@@ -13,12 +13,12 @@ import pytest
 
 import bench_fixture as fixture
 from chromium import opened, requests, started
-from tsprune.bench.costblocks import few_shot_curves, latency_points
-from tsprune.bench.matrixfigure import matrix_figure, pivot
-from tsprune.bench.page import headline, render, write_page
-from tsprune.bench.recipepage import write_recipe_page
-from tsprune.bench.taskfigures import Point, Ratio, shared_limits, with_front
-from tsprune.bench.tasking import Grid
+from tsprune.bench.pages.costblocks import few_shot_curves, latency_points
+from tsprune.bench.pages.matrixfigure import matrix_figure, pivot
+from tsprune.bench.pages.page import headline, render, write_page
+from tsprune.bench.pages.recipepage import write_recipe_page
+from tsprune.bench.pages.taskfigures import Point, Ratio, shared_limits, with_front
+from tsprune.bench.pages.tasking import Grid
 from tsprune.errors import TspruneError
 
 

@@ -23,7 +23,7 @@ from tsprune.evaluation.baselines.seasonal_naive import SeasonalNaive
 @pytest.fixture(scope="module", autouse=True)
 def plain_pages() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tsprune.bench.page.write_page", lambda path, *rest: path.write_text("page"))
+        patch.setattr("tsprune.bench.pages.page.write_page", lambda path, *rest: path.write_text("page"))
         yield
 
 
@@ -87,7 +87,13 @@ def test_rows_of_gift_eval(model: Path, tmp_path: Path) -> None:
 def test_rows_of_fev(model: Path, tmp_path: Path) -> None:
     evalsets.write_fev(tmp_path / "data.parquet")
     task = {"dataset_path": str(tmp_path / "data.parquet"), "horizon": 6, "num_windows": 2, "seasonality": 12}
-    task |= {"eval_metric": "MASE", "extra_metrics": ["WQL"], "quantile_levels": [0.1, 0.5, 0.9], "task_name": "own", "target": "first"}
+    task |= {
+        "eval_metric": "MASE",
+        "extra_metrics": ["WQL"],
+        "quantile_levels": [0.1, 0.5, 0.9],
+        "task_name": "own",
+        "target": "first",
+    }
     (tmp_path / "tasks.yaml").write_text(yaml.safe_dump({"tasks": [task]}))
     data = [{"name": "own", "protocol": {"data": str(tmp_path / "tasks.yaml"), "task": "own"}}]
     rows = run(model, tmp_path / "out", protocol="fev", data=data, horizons=[0])

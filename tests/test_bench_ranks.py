@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import bench_fixture as fixture
-from tsprune.bench import ranks
-from tsprune.bench.signedrank import EXACT, holm, midranks, signed_rank_p, smallest_p
-from tsprune.bench.tails import chi_square_tail, f_tail, range_quantile, range_tail
-from tsprune.bench.tasking import Grid, Matrix, without_gaps
+from tsprune.bench.pages import ranks
+from tsprune.bench.pages.signedrank import EXACT, holm, midranks, signed_rank_p, smallest_p
+from tsprune.bench.pages.tails import chi_square_tail, f_tail, range_quantile, range_tail
+from tsprune.bench.pages.tasking import Grid, Matrix, without_gaps
 from tsprune.errors import TspruneError
 
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bench_fixture as fixture
-from tsprune.bench.layout import Table, all_tables, overall_table, share_tables
-from tsprune.bench.markup import latex_escaped, markdown_escaped
-from tsprune.bench.tables import latex, markdown
-from tsprune.bench.tasking import Grid, Value
+from tsprune.bench.pages.layout import Table, all_tables, overall_table, share_tables
+from tsprune.bench.pages.markup import latex_escaped, markdown_escaped
+from tsprune.bench.pages.tables import latex, markdown
+from tsprune.bench.pages.tasking import Grid, Value
 from tsprune.errors import TspruneError
 
 

@@ -154,9 +154,9 @@ class _Bench:
 
     def _written(self, gathered: Gathered, timed: list[dict[str, Any]]) -> dict[str, Any]:
         """Every file that is made of the cells."""
-        from tsprune.bench.page import write_page
-        from tsprune.bench.recipepage import write_recipe_page
-        from tsprune.bench.tables import latex, markdown
+        from tsprune.bench.pages.page import write_page
+        from tsprune.bench.pages.recipepage import write_recipe_page
+        from tsprune.bench.pages.tables import latex, markdown
         from tsprune.evaluation.resultrows import write_rows
 
         summary = summary_of(self.spec, gathered, timed)

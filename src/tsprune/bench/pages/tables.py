@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tsprune.bench.layout import BEST, SECOND, Cell, Table, all_tables
-from tsprune.bench.markup import latex_escaped, markdown_escaped
-from tsprune.bench.tasking import Grid, Row
+from tsprune.bench.pages.layout import BEST, SECOND, Cell, Table, all_tables
+from tsprune.bench.pages.markup import latex_escaped, markdown_escaped
+from tsprune.bench.pages.tasking import Grid, Row
 
 _PACKAGES = r"% Needs \usepackage{booktabs} and \usepackage{graphicx}."
 

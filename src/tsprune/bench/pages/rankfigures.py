@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from tsprune.bench.ranks import Ranking, mean_ranks
-from tsprune.bench.signedrank import midranks
-from tsprune.bench.tasking import Matrix
+from tsprune.bench.pages.ranks import Ranking, mean_ranks
+from tsprune.bench.pages.signedrank import midranks
+from tsprune.bench.pages.tasking import Matrix
 from tsprune.data.words import listed, many
 from tsprune.report.canvas import BLUE, GREY, INK, ORANGE, bare_figure, plainly, svg
 from tsprune.report.words import human

@@ -10,12 +10,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tsprune.bench import costblocks, rankblocks
-from tsprune.bench.ends import machine_blocks, missing_alerts
-from tsprune.bench.layout import Cell, Line, Table, measure_name, overall_table, share_tables
-from tsprune.bench.sheet import Block, Figure, Figures, Fold, Section, Sheet, Tabled, Text, html_of, write_sheet
-from tsprune.bench.taskfigures import Ratio, forest_figure, shared_limits
-from tsprune.bench.tasking import Grid, Row
+from tsprune.bench.pages import costblocks, rankblocks
+from tsprune.bench.pages.ends import machine_blocks, missing_alerts
+from tsprune.bench.pages.layout import Cell, Line, Table, measure_name, overall_table, share_tables
+from tsprune.bench.pages.sheet import Block, Figure, Figures, Fold, Section, Sheet, Tabled, Text, html_of, write_sheet
+from tsprune.bench.pages.taskfigures import Ratio, forest_figure, shared_limits
+from tsprune.bench.pages.tasking import Grid, Row
 from tsprune.data.words import many
 from tsprune.report.words import human, number, percent
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tsprune.bench.tasking import Grid, Task, Value
+from tsprune.bench.pages.tasking import Grid, Task, Value
 from tsprune.data.words import many
 from tsprune.report.words import error_text, human, number
 

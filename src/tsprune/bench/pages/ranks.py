@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tsprune.bench.signedrank import holm, midranks, signed_rank_p, smallest_p
-from tsprune.bench.tails import chi_square_tail, f_tail, range_quantile
-from tsprune.bench.tasking import Matrix
+from tsprune.bench.pages.signedrank import holm, midranks, signed_rank_p, smallest_p
+from tsprune.bench.pages.tails import chi_square_tail, f_tail, range_quantile
+from tsprune.bench.pages.tasking import Matrix
 from tsprune.data.words import many
 from tsprune.errors import TspruneError
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tsprune.bench import ranks
-from tsprune.bench.layout import measure_name
-from tsprune.bench.matrixfigure import matrix_figure
-from tsprune.bench.rankfigures import critical_difference_figure, rank_figure
-from tsprune.bench.sheet import Block, Bullets, Figure, Text
-from tsprune.bench.tasking import Grid, Matrix
+from tsprune.bench.pages import ranks
+from tsprune.bench.pages.layout import measure_name
+from tsprune.bench.pages.matrixfigure import matrix_figure
+from tsprune.bench.pages.rankfigures import critical_difference_figure, rank_figure
+from tsprune.bench.pages.sheet import Block, Bullets, Figure, Text
+from tsprune.bench.pages.tasking import Grid, Matrix
 from tsprune.data.words import many
 from tsprune.report.words import human
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from tsprune.bench.layout import measure_name
-from tsprune.bench.matrixfigure import matrix_figure
-from tsprune.bench.sheet import Block, Bullets, Figure, Text
-from tsprune.bench.taskfigures import Point, few_shot_figure, latency_figure, with_front
-from tsprune.bench.tasking import Grid, without_gaps
+from tsprune.bench.pages.layout import measure_name
+from tsprune.bench.pages.matrixfigure import matrix_figure
+from tsprune.bench.pages.sheet import Block, Bullets, Figure, Text
+from tsprune.bench.pages.taskfigures import Point, few_shot_figure, latency_figure, with_front
+from tsprune.bench.pages.tasking import Grid, without_gaps
 from tsprune.data.words import many
 from tsprune.report.words import human, number
 

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from tsprune.bench.layout import Table
+from tsprune.bench.pages.layout import Table
 from tsprune.stages import writable_file, write_text
 
 if TYPE_CHECKING:

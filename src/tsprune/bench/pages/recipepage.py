@@ -7,10 +7,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tsprune.bench.ends import machine_blocks, missing_alerts
-from tsprune.bench.layout import Cell, Line, Table
-from tsprune.bench.matrixfigure import matrix_figure
-from tsprune.bench.sheet import Block, Figure, Section, Sheet, Tabled, Text, write_sheet
+from tsprune.bench.pages.ends import machine_blocks, missing_alerts
+from tsprune.bench.pages.layout import Cell, Line, Table
+from tsprune.bench.pages.matrixfigure import matrix_figure
+from tsprune.bench.pages.sheet import Block, Figure, Section, Sheet, Tabled, Text, write_sheet
 from tsprune.errors import TspruneError
 
 _KEYS = {"title", "text", "matrix", "table", "missing"}

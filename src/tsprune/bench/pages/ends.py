@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tsprune.bench.sheet import Block, Bullets, Fold, Pairs
+from tsprune.bench.pages.sheet import Block, Bullets, Fold, Pairs
 from tsprune.data.words import many
 
 _SHOWN = 8

@@ -1,0 +1,1 @@
+"""What is made of a grid's rows: tables, rank tests, figures and pages."""
