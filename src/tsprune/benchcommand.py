@@ -14,6 +14,7 @@ from tsprune.progress import Progress
 from tsprune.settings import option
 
 SPECIALIST = "specialist"
+SHOWN = 10
 _NAMES = {"smape": "sMAPE"}
 
 
@@ -63,8 +64,11 @@ def run_bench(chosen: Chosen, quiet: bool) -> None:
         print(first_table((out / "table.md").read_text(encoding="utf-8")))
     for line in sentences(summary):
         print(line)
-    for line in summary["missing"]:
+    missing = summary["missing"]
+    for line in missing[:SHOWN]:
         print(f"missing: {line}")
+    if len(missing) > SHOWN:
+        print(f"missing: {len(missing) - SHOWN} more, see {out / 'summary.json'}")
     names = {"rows": ["results.jsonl"], "tables": ["table.md", "table.tex"]}
     for what, files in {**names, "page": ["bench.html", f"{summary['recipe']}.html"]}.items():
         if there := [str(out / name) for name in files if (out / name).exists()]:

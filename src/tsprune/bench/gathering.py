@@ -57,7 +57,8 @@ class Gathered:
                     self.protocols[cell["protocol"]] = None
                 found.append({**place, "candidate": name, **cell["row"]})
         if lacking:
-            self.missing.append(f"{job.words()}: {', '.join(lacking)} not done")
+            which = f"all {len(lacking)}" if lacking == list(job.wanted) else ", ".join(lacking)
+            self.missing.append(f"{job.words()}: {which} not done")
         if job.kind == "tuned" and not lacking and (chosen := chosen_of(found)):
             row = next(row for row in found if row["candidate"] == chosen)
             found.append({**row, "candidate": SPECIALIST, "kind": SPECIALIST, "chosen": chosen})
