@@ -118,29 +118,32 @@ class Gathered:
     def _complete(
         self, data: str, horizon: int, share: float, model: str | None
     ) -> tuple[list[int], dict[str, list[Arrays]]]:
-        """Seeds that are finished, and for every candidate and rival the errors of each of these seeds."""
+        """Seeds that are finished, and for every candidate and rival the errors of each of these seeds.
+
+        What has no seed stands in for each; what has fewer seeds than the model is used in turn.
+        """
         own: dict[int, dict[str, Arrays]] = {}
-        always: dict[str, Arrays] = {}
+        others: dict[str, list[Arrays]] = {}
         for job, key in self.keyed:
             place = (job.data, job.horizon, job.share)
             if place != (data, horizon, share) or job.model not in (None, model) or job.kind not in _COMPARED:
                 continue
-            there = {name: key for name in job.wanted if self._has_arrays(key, name)}
-            if job.kind == "tuned" and job.seed is not None:
-                rows = [{"candidate": name, **self._cells[key, name]["row"]} for name in there]
-                if len(rows) == len(job.wanted) and (chosen := chosen_of(rows)):
-                    there[SPECIALIST] = key
-                    own.setdefault(job.seed, {})[SPECIALIST] = self.store.arrays(key, chosen)
-            for name in [name for name in there if name != SPECIALIST]:
-                found = self.store.arrays(key, name)
-                if job.seed is None:
-                    always[name] = found
-                else:
-                    own.setdefault(job.seed, {})[name] = found
+            there = {name: self.store.arrays(key, name) for name in job.wanted if self._has_arrays(key, name)}
+            if job.kind != "tuned" or job.seed is None:
+                for name, found in there.items():
+                    others.setdefault(name, []).append(found)
+                continue
+            rows = [{"candidate": name, **self._cells[key, name]["row"]} for name in there]
+            if len(rows) == len(job.wanted) and (chosen := chosen_of(rows)):
+                there[SPECIALIST] = there[chosen]
+            own[job.seed] = there
         names = set().union(*own.values()) if own else set()
-        seeds = sorted(seed for seed, found in own.items() if set(found) == names and self.spec.reference in names)
-        arrays = {name: [own[seed][name] for seed in seeds] for name in sorted(names)} if seeds else {}
-        return seeds, arrays | {name: [found] * len(seeds) for name, found in always.items()}
+        seeds = sorted(seed for seed, found in own.items() if set(found) == names)
+        if not seeds or self.spec.reference not in names | set(others):
+            return [], {}
+        arrays = {name: [own[seed][name] for seed in seeds] for name in sorted(names)}
+        stand_ins = {name: [found[i % len(found)] for i in range(len(seeds))] for name, found in others.items()}
+        return seeds, arrays | stand_ins
 
     def _has_arrays(self, key: str, name: str) -> bool:
         return bool(self._cells.get((key, name), {}).get("arrays"))

@@ -36,11 +36,13 @@ class ModelEntry:
         name: in every table.
         path: what `--model` takes.
         settings: of tasks, pruning and tuning where they differ from the grid's.
+        seeds: where it gets fewer than the grid has; empty for all.
     """
 
     name: str
     path: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Spec:
         folder: of the published data sets.
         reference: the candidate that all are compared with.
         scratch: for candidates from scratch: `context` in time steps, training `steps` at most (0: as published), and
-            whether only the `small` size is trained.
+            whether only the `small` size is trained; `seeds` where they get fewer, which then stand in for the others.
         latency: whether latencies are measured at the end.
         settings: any field of tasks, pruning and tuning, for all.
     """
@@ -164,6 +166,16 @@ class Spec:
         """Candidates from scratch, which belong to no model."""
         return tuple(name for name in self.candidates if name not in self.tuned())
 
+    @property
+    def fresh_seeds(self) -> tuple[int, ...]:
+        """Seeds of networks from scratch."""
+        given = self.scratch.get("seeds") or self.seeds
+        return tuple(given) if isinstance(given, list | tuple) else (given,)
+
+    def seeds_of(self, model: ModelEntry) -> tuple[int, ...]:
+        """Seeds of a model's candidates."""
+        return model.seeds or self.seeds
+
     def to_json(self) -> dict[str, Any]:
         """As plain data, from which `of` makes it again."""
         return asdict(self)
@@ -232,11 +244,12 @@ _EXAMPLES = {"models": "mini", "data": "ETTh1"}
 def _model(given: Any) -> ModelEntry:
     if isinstance(given, str):
         return ModelEntry(Path(given).name if Path(given).exists() else given, given)
-    entry = _entry(given, "models", ("name", "path"), SETTINGS)
+    entry = _entry(given, "models", ("name", "path", "seeds"), SETTINGS)
     path = str(entry["own"].get("path") or entry["own"].get("name") or "")
     if not path:
         raise TspruneError(f"an entry of models has neither name nor path: {dict(given)}")
-    return ModelEntry(str(entry["own"].get("name") or path), path, _settings(entry["settings"], "models"))
+    seeds = tuple(_whole(seed, "models.seeds") for seed in _list(entry["own"].get("seeds", ()), "models.seeds", 0))
+    return ModelEntry(str(entry["own"].get("name") or path), path, _settings(entry["settings"], "models"), seeds)
 
 
 def _data(given: Any) -> DataEntry:
@@ -282,9 +295,9 @@ def _settings(given: Any, where: str) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
 
 
-def _list(given: Any, key: str) -> list[Any]:
+def _list(given: Any, key: str, least: int = 1) -> list[Any]:
     found = list(given) if isinstance(given, list | tuple) else [given]
-    if not found:
+    if len(found) < least:
         raise TspruneError(f"{key} is empty; name at least one, or leave it out for the default")
     return found
 
@@ -326,9 +339,17 @@ def _refuse_twice(spec: Spec) -> None:
 
 def _refuse_unknown(spec: Spec) -> None:
     registry.known(RECIPES, spec.recipe, "recipe")
-    if odd := set(spec.scratch) - {"context", "steps", "small"}:
-        _unknown(f"scratch.{sorted(odd)[0]}", ["scratch.context", "scratch.steps", "scratch.small"])
+    known = ("context", "steps", "small", "seeds")
+    if odd := set(spec.scratch) - set(known):
+        _unknown(f"scratch.{sorted(odd)[0]}", [f"scratch.{name}" for name in known])
+    for where, seeds in [("scratch", spec.fresh_seeds), *((entry.name, spec.seeds_of(entry)) for entry in spec.models)]:
+        if odd_seeds := [seed for seed in seeds if seed not in spec.seeds]:
+            raise TspruneError(
+                f"seeds of {where} hold {odd_seeds[0]!r}, which is not among the grid's {list(spec.seeds)}"
+            )
     for key, value in spec.scratch.items():
+        if key == "seeds":
+            continue
         if key == "small" and not isinstance(value, bool):
             raise TspruneError(f"scratch.small is {value!r}, expected true or false")
         if key != "small" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):

@@ -61,7 +61,8 @@ def key_of(spec: Spec, job: Job) -> str:
     inputs["settings"] = {**spec.settings, **(model.settings if model else {}), **entry.settings}
     if model is None:
         inputs["settings"] = {key: value for key, value in inputs["settings"].items() if key in _FRESH}
-        inputs["scratch"] = dict(spec.scratch) if job.kind == "scratch" else {}
+        fresh = {key: value for key, value in spec.scratch.items() if key != "seeds"}
+        inputs["scratch"] = fresh if job.kind == "scratch" else {}
     else:
         inputs["model"] = _print_of(model.path)
     return digest(inputs)

@@ -50,9 +50,9 @@ def everything(spec: Spec, look: Look) -> list[Job]:
         for horizon in spec.horizons:
             for entry in spec.data:
                 for share in spec.shares:
-                    for model in spec.models:
+                    for model in (one for one in spec.models if seed in spec.seeds_of(one)):
                         wanted = (ZERO_SHOT, *spec.tuned())
                         found.append(Job("tuned", model.name, entry.name, horizon, share, seed, wanted))
-                    if spec.fresh():
+                    if spec.fresh() and seed in spec.fresh_seeds:
                         found.append(Job("scratch", None, entry.name, horizon, share, seed, spec.fresh()))
     return found

@@ -109,6 +109,7 @@ def jobs(spec: Spec, look: Look) -> list[Job]:
         for entry in spec.data
         for share in spec.shares
         for model in spec.models
+        if seed in spec.seeds_of(model)
     ]
 
 
