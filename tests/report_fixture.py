@@ -154,6 +154,11 @@ def _bare() -> dict[str, Any]:
                 "series M-017: 2 duplicate timestamps, last value kept",
             ],
             "pretraining_overlap": "unknown: the corpora list does not name this source",
+            "leakage": [
+                {"guard": "scaler", "verdict": "ok", "words": "mean and deviation of 8 series are those of train"},
+                {"guard": "copies", "verdict": "ok", "words": "no series holds values of another one"},
+                {"guard": "pretraining", "verdict": "unknown", "words": "the corpora list does not name this source"},
+            ],
         },
         "candidates": candidates,
         "chosen": "prune_then_finetune",

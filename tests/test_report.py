@@ -84,6 +84,16 @@ def test_when_the_machine_was_busy_then_verdict_warns_of_the_latencies() -> None
     assert "so the latencies are not reliable" in verdict(busy)
 
 
+def test_when_guards_found_leaks_then_verdict_warns_of_each() -> None:
+    found = fixture.results()
+    assert "believed" not in verdict(found)
+    for guard, words in (("copies", "Series are copies"), ("covariates", "A covariate holds the target itself")):
+        found["protocol"]["leakage"] = [{"guard": guard, "verdict": "found", "words": "as planted"}]
+        assert f"{words}" in verdict(found) and "too good to be believed." in verdict(found)
+    found["protocol"]["leakage"] = [{"guard": "pretraining", "verdict": "found", "words": "as planted"}]
+    assert "The pretrained model may have seen these data" in verdict(found)
+
+
 @pytest.mark.parametrize("simple", ["seasonal_naive", "zero_shot"])
 def test_when_a_simple_forecast_wins_on_test_then_verdict_admits_it(simple: str) -> None:
     text = verdict(fixture.with_error(fixture.results(), simple, "test", mse=0.2, mae=0.2))

@@ -170,6 +170,16 @@ def test_when_figures_share_a_page_then_ids_are_unique_and_references_resolve() 
     assert len(page.ids) == len(set(page.ids))
 
 
+def test_when_guards_were_asked_then_the_report_says_what_each_found() -> None:
+    found = fixture.results()
+    text = _full(found)
+    assert "Guards against leakage" in text and "no leak: no series holds values of another one" in text
+    found["protocol"]["leakage"][1] = {"guard": "copies", "verdict": "found", "words": "a and b are the same"}
+    assert "LEAK FOUND: a and b are the same" in _full(found)
+    del found["protocol"]["leakage"]
+    assert "Guards against leakage" not in _full(found)
+
+
 _EVIL = '<script>alert("x")</script>&\'$a_{$'
 
 
@@ -177,6 +187,7 @@ def test_when_user_text_holds_markup_then_it_is_escaped_everywhere() -> None:
     evil = fixture.results()
     for key in ("data", "model", "machine", "scale", "pretraining_overlap"):
         evil["protocol"][key] = _EVIL
+    evil["protocol"]["leakage"] = [{"guard": _EVIL, "verdict": _EVIL, "words": _EVIL}]
     evil["protocol"].update(repairs=[_EVIL], inferred={_EVIL: _EVIL}, split={"name": _EVIL, "train_end": _EVIL})
     evil["candidates"][0].update(notes=_EVIL, name=_EVIL)
     evil.update(versions={_EVIL: _EVIL}, timings={_EVIL: 1.0}, verdict=_EVIL)
