@@ -24,7 +24,7 @@ from tsprune.models import load
 from tsprune.preparing import prepare
 from tsprune.progress import Progress
 from tsprune.settings import TaskSettings
-from tsprune.stages import write_json
+from tsprune.stages import read_json, write_json
 
 HORIZON, WITHIN = 96, 0.03
 # Context and MSE on all test windows of ETTh1: arXiv 2211.14730 (PatchTST/42) and arXiv 2310.06625.
@@ -46,7 +46,10 @@ def main() -> None:
         for seed in given.seeds.split(",")
     ]
     machine = machine_line(threads=torch.get_num_threads())
-    write_json(given.out, {"set": "ETTh1", "horizon": HORIZON, "machine": machine, "rows": rows})
+    new = {(row["network"], row["seed"]) for row in rows}
+    before = read_json(given.out)["rows"] if given.out.exists() else []
+    kept = [row for row in before if (row["network"], row["seed"]) not in new]
+    write_json(given.out, {"set": "ETTh1", "horizon": HORIZON, "machine": machine, "rows": [*kept, *rows]})
     if missed := [f"{row['network']} seed {row['seed']}" for row in rows if abs(row["apart"]) > WITHIN]:
         sys.exit(f"error: not within {WITHIN:.0%} of what was published: {', '.join(missed)}")
 
