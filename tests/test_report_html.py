@@ -172,12 +172,12 @@ def test_when_figures_share_a_page_then_ids_are_unique_and_references_resolve() 
 
 def test_when_guards_were_asked_then_the_report_says_what_each_found() -> None:
     found = fixture.results()
-    text = _full(found)
+    text = _full(found, plan=None, forecasts=[], units=None)
     assert "Guards against leakage" in text and "no leak: no series holds values of another one" in text
     found["protocol"]["leakage"][1] = {"guard": "copies", "verdict": "found", "words": "a and b are the same"}
-    assert "LEAK FOUND: a and b are the same" in _full(found)
+    assert "LEAK FOUND: a and b are the same" in _full(found, plan=None, forecasts=[], units=None)
     del found["protocol"]["leakage"]
-    assert "Guards against leakage" not in _full(found)
+    assert "Guards against leakage" not in _full(found, plan=None, forecasts=[], units=None)
 
 
 _EVIL = '<script>alert("x")</script>&\'$a_{$'
