@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -37,11 +36,14 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(PUBLISHED))
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--epochs", type=int, default=0, help="at most so many; 0 trains as published")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/scratch"), help="trainings, which go on where they stand"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scratch.json"))
     given = parser.parse_args()
     require(given.folder, ["ETTh1"])
     rows = [
-        trained(given.folder, name, int(seed), given.epochs)
+        trained(given.folder, name, int(seed), given.epochs, given.work / f"{name}-{seed}")
         for name in given.networks.split(",")
         for seed in given.seeds.split(",")
     ]
@@ -54,7 +56,7 @@ def main() -> None:
         sys.exit(f"error: not within {WITHIN:.0%} of what was published: {', '.join(missed)}")
 
 
-def trained(folder: Path, name: str, seed: int, epochs: int) -> dict[str, Any]:
+def trained(folder: Path, name: str, seed: int, epochs: int, work: Path) -> dict[str, Any]:
     """One training and its error over every test window, beside the published one."""
     context, published = PUBLISHED[name]
     every = 1_000_000
@@ -73,9 +75,8 @@ def trained(folder: Path, name: str, seed: int, epochs: int) -> dict[str, Any]:
     recipe = own.recipe(ready)
     recipe = replace(recipe, epochs=min(epochs or recipe.epochs, recipe.epochs))
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as out:
-        trial = train_to(ready, own.family, recipe, Path(out), Progress(), f"{name}, seed {seed}")
-        model = load(Path(out) / "model")
+    trial = train_to(ready, own.family, recipe, work, Progress(), f"{name}, seed {seed}")
+    model = load(work / "model")
     seconds = time.perf_counter() - started
     found = measure(model, ready.test[0], ready.split)
     apart = (found.metrics["mse"] or float("nan")) / published - 1
