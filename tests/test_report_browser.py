@@ -66,7 +66,7 @@ def test_when_report_is_shown_then_tables_have_rows_and_figures_have_size(
     rows = browser.execute_script(
         "return [...document.querySelectorAll('table')].map(t => t.querySelectorAll('tbody tr').length)"
     )
-    assert len(rows) == 10
+    assert len(rows) == 11
     assert min(rows) >= 3
     figures = browser.execute_script(
         "return [...document.querySelectorAll('figure svg')].map(s => {const b = s.getBoundingClientRect();"

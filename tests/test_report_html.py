@@ -106,7 +106,7 @@ def test_when_report_is_rendered_then_sections_come_in_order_with_figures_and_ta
     assert places == sorted(places)
     assert len(page.labels) == 6 + 4
     assert all(len(label) > 30 for label in page.labels)
-    assert page.tags.count("table") == 10
+    assert page.tags.count("table") == 11
     assert "3/4" in text
     assert "M-104: 3 missing timestamps" in text
     assert "unknown: the corpora list does not name this source" in text
