@@ -258,6 +258,8 @@ def _text(mean: float) -> str:
 
 def _like(mean: float, spread: float) -> str:
     """A spread with the digits of its mean, or one figure where these would show none."""
+    if spread <= 1e-9 * abs(mean):
+        return "0"  # What does not depend on the seed differs by rounding of the mean alone.
     digits = _digits(mean)
     shown = f"{spread:.{max(digits, 0)}f}"
     return shown if digits >= 0 and float(shown) > 0 else f"{spread:.1g}"
