@@ -242,6 +242,18 @@ def test_job_that_fails_stops_no_other(folder: Path, tmp_path: Path, monkeypatch
     assert not list((tmp_path / "failed").glob("*.txt"))
 
 
+def test_data_that_have_changed_are_judged_anew(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    wide(length=200).to_csv(path, index=False)
+    spec = grid(folder, data=[{"name": "mine", "file": str(path)}], seeds=[0], protocol_settings={"folds": 1})
+    benching.bench(spec, tmp_path / "out")
+    before = rows_of(tmp_path / "out")
+    wide(length=200, seed=3).to_csv(path, index=False)
+    benching.bench(spec, tmp_path / "out")
+    after = rows_of(tmp_path / "out")
+    assert all(one["test"] != other["test"] for one, other in zip(before, after, strict=True))
+
+
 def test_what_a_model_does_not_allow_is_said_and_the_rest_is_done(folder: Path, tmp_path: Path) -> None:
     spec = grid(
         folder, protocol_settings={"folds": 1}, seeds=[0], candidates=[*TUNED, "itransformer_scratch"],

@@ -17,7 +17,7 @@ from tsprune.bench.recipes._recipe import Recipe
 from tsprune.bench.runners import processes
 from tsprune.bench.spec import RECIPES, Spec
 from tsprune.bench.store import WORK, Store, rows_text
-from tsprune.bench.work import key_of, panel_of
+from tsprune.bench.work import forget, key_of, panel_of
 from tsprune.errors import TspruneError
 from tsprune.evaluation import baselines
 from tsprune.evaluation.machine import machine_line, versions
@@ -60,6 +60,7 @@ def bench(
     progress = progress or Progress(quiet=True)
     recipe: Recipe = registry.find(RECIPES, spec.recipe).RECIPE
     spec = recipe.settled(spec)
+    forget()
     _refuse(spec)
     with held(out):
         return _Bench(spec, recipe, out, workers, ray, progress).run(run)

@@ -54,9 +54,8 @@ def key_of(spec: Spec, job: Job) -> str:
     """Under which a job's results are kept: everything that decides them but the candidates themselves."""
     model, entry = entries(spec, job)
     protocol = spec.protocol_of(entry, job.horizon)
-    panel = panel_of(spec, entry, job.horizon)
     inputs: dict[str, Any] = {"tsprune": __version__, "kind": job.kind, "protocol": protocol.to_json()}
-    inputs |= {"data": panel.fingerprint(), "share": job.share, "seed": job.seed, "more": job.more}
+    inputs |= {"data": print_of(spec, entry, job.horizon), "share": job.share, "seed": job.seed, "more": job.more}
     # Settings that are not given stand for defaults, as everywhere.
     inputs["settings"] = {**spec.settings, **(model.settings if model else {}), **entry.settings}
     if model is None:
@@ -78,18 +77,42 @@ def _print_of(path: str) -> str:
 
 
 def panel_of(spec: Spec, entry: DataEntry, horizon: int) -> Panel:
-    """The data set, read once in a process."""
+    """The data set; the last few that were read are held."""
     protocol, source = spec.protocol_of(entry, horizon), spec.source(entry)
-    key = digest([protocol.to_json(), source])
+    key = _reading(protocol, source)
     if key not in _READ:
         while len(_READ) >= _HELD:
             _READ.pop(next(iter(_READ)))
         _READ[key] = protocol.read(source)
+        _PRINTS[key] = _READ[key].fingerprint()
     return _READ[key]
 
 
+def forget() -> None:
+    """Read data and models again, as a new run does: files may have changed since the last one."""
+    _READ.clear()
+    _PRINTS.clear()
+    _print_of.cache_clear()
+
+
+def print_of(spec: Spec, entry: DataEntry, horizon: int) -> str:
+    """The fingerprint of a data set, which is read for it once in a process."""
+    key = _reading(spec.protocol_of(entry, horizon), spec.source(entry))
+    if key not in _PRINTS:
+        panel_of(spec, entry, horizon)
+    return _PRINTS[key]
+
+
+def _reading(protocol: Protocol, source: str) -> str:
+    """What decides what is read: neither the horizon nor which windows count."""
+    said = protocol.to_json()
+    return digest([{key: value for key, value in said.items() if key not in _JUDGING}, source])
+
+
+_JUDGING = ("horizon", "stride", "rules", "cuts", "headline")
 _HELD = 4
 _READ: dict[str, Panel] = {}
+_PRINTS: dict[str, str] = {}
 
 
 def readies(
