@@ -364,11 +364,11 @@ def test_damaged_cell_is_named(done: tuple[Spec, Path, dict[str, Any]], tmp_path
 
     spec, out, _ = done
     shutil.copytree(out, tmp_path / "grid")
-    path = next((tmp_path / "grid" / "cells").rglob("drift.npz"))
+    path = next((tmp_path / "grid" / "cells").rglob("drift.safetensors"))
     path.write_bytes(b"nothing")
     keyed = [(Job("baselines", None, "first", 8, 1.0, None, ("seasonal_naive", "drift")), path.parent.name)]
     keyed += [(Job("tuned", "two", "first", 8, 1.0, 0, ("zero_shot", *TUNED)), _key_of_seed(spec, 0))]
-    with pytest.raises(TspruneError, match="drift.npz: cannot be read"):
+    with pytest.raises(TspruneError, match="drift.safetensors.*remove the folder"):
         Gathered(spec, keyed, Store(tmp_path / "grid")).comparisons("mse")
 
 

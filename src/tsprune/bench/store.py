@@ -1,21 +1,22 @@
-"""What is finished of a grid: a folder for each key, with a JSON and an array file for each candidate."""
+"""What is finished of a grid: a folder for each key, with a JSON and a file of tensors for each candidate."""
 
 from __future__ import annotations
 
-import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tsprune.bench.jobs import Arrays, Done, Job
 from tsprune.errors import TspruneError
-from tsprune.stages import read_json, unwritable, write_json
+from tsprune.stages import read_json, write_json
+from tsprune.training_state import read_tensors, write_tensors
 
 CELLS, WORK = "cells", "work"
+ARRAYS = "safetensors"
 
 
 class Store:
@@ -33,7 +34,10 @@ class Store:
         """Keep what a job gave back."""
         for name, result in done.results.items():
             if result.arrays:
-                _write_arrays(self._path(key, name, "npz"), result.arrays)
+                tensors = {part: torch.from_numpy(np.ascontiguousarray(value)) for part, value in result.arrays.items()}
+                path = self._path(key, name, ARRAYS)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_tensors(path, tensors)
             facts = {"plan": result.plan, "seconds": round(result.seconds, 3), "protocol": result.protocol}
             facts["benchmark"] = [dict(row) for row in result.benchmark]
             # The JSON comes last: with it the cell is there.
@@ -47,14 +51,11 @@ class Store:
 
     def arrays(self, key: str, name: str) -> Arrays:
         """Errors and blocks of a cell."""
-        path = self._path(key, name, "npz")
+        path = self._path(key, name, ARRAYS)
         try:
-            with np.load(path, allow_pickle=False) as found:
-                return {name: found[name] for name in found.files}
-        except (OSError, ValueError, KeyError) as error:
-            raise TspruneError(
-                f"{path}: cannot be read ({error}); remove its folder and run the same command"
-            ) from None
+            return {part: value.numpy() for part, value in read_tensors(path)[0].items()}
+        except TspruneError as error:
+            raise TspruneError(f"{error}; remove the folder {path.parent} and run the same command") from None
 
     def work(self, key: str) -> Path:
         """Where the unfinished job of a key works."""
@@ -65,21 +66,6 @@ class Store:
 
     def _path(self, key: str, name: str, ending: str) -> Path:
         return self.directory / CELLS / key / f"{name}.{ending}"
-
-
-def _write_arrays(path: Path, arrays: Arrays) -> None:
-    """An array file, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(buffer.getvalue())
-        os.replace(partial, path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def rows_text(rows: Sequence[dict[str, Any]]) -> str:
