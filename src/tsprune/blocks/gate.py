@@ -82,14 +82,19 @@ class _Watch(torch.autograd.Function):
 class Gate(nn.Module):
     """A gate over the entries of the last axis, which belong to units.
 
-    Untouched it returns its input object. With a mask, switched-off units are zero. With a probe, it shows its input
-    to it. With a tap, the backward pass leaves per-row gate gradients in it. It owns no parameter and never appears in
-    a checkpoint.
+    Untouched it returns its input object. With a mask, switched-off units are zero, or what `fill` says. With a probe,
+    it shows its input to it. With a tap, the backward pass leaves per-row gate gradients in it. It owns no parameter
+    and never appears in a checkpoint.
 
     Args:
         units: number of units U.
         width: entries of each unit, side by side. Ignored with `owner`.
         owner: `[E]` int64, the unit of each entry, where units are not equally wide or not side by side.
+
+    Attributes:
+        mask: `[U]`, 1 for units that are on, 0 for those that are off; None for all on.
+        fill: `[E]`, what the entries of units that are off are instead of zero; nothing without a mask. Blocks that
+            apply the mask elsewhere, as mixtures of experts do, do not look at it.
     """
 
     def __init__(self, units: int, width: int = 1, owner: Tensor | None = None) -> None:
@@ -98,6 +103,7 @@ class Gate(nn.Module):
         self.width = width
         self.owner = owner
         self.mask: Tensor | None = None
+        self.fill: Tensor | None = None
         self.tap: Tap | None = None
         self.probe: Probe | None = None
 
@@ -125,7 +131,10 @@ class Gate(nn.Module):
         """`[B, ..., E]` in and out; `[n, E]` with `rows` where tokens of all rows come together."""
         if self.mask is not None:
             mask = self.mask.to(device=x.device, dtype=x.dtype)
-            x = x * (mask.repeat_interleave(self.width) if self.owner is None else mask[self.owner.to(x.device)])
+            on = mask.repeat_interleave(self.width) if self.owner is None else mask[self.owner.to(x.device)]
+            x = x * on
+            if self.fill is not None:
+                x = x + (1 - on) * self.fill.to(device=x.device, dtype=x.dtype)
         return self.watched(x, rows)
 
     def watched(self, x: Tensor, rows: Rows | None = None) -> Tensor:
@@ -139,5 +148,5 @@ class Gate(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes, and whether the gate is in use."""
-        named = (("masked", self.mask), ("tapped", self.tap), ("probed", self.probe))
+        named = (("masked", self.mask), ("filled", self.fill), ("tapped", self.tap), ("probed", self.probe))
         return ", ".join([f"units={self.units}", f"width={self.width}", *(n for n, v in named if v is not None)])

@@ -91,7 +91,7 @@ class Draws:
         """Interval of the measure of one model."""
         with np.errstate(divide="ignore", invalid="ignore"):
             values = self._drawn[name] / self._total
-        return _spread(self._values[name], values, self.blocks.stretches, self.level)
+        return stretched(self._values[name], values, self.blocks.stretches, self.level)
 
     def ratio(self, name: str, other: str) -> Interval:
         """Interval of a model's error over that of another one."""
@@ -100,7 +100,7 @@ class Draws:
             # The denominators are the same on both sides.
             values = np.where(one == two, 1.0, one / two)
         estimate = quotient(self._values[name], self._values[other])
-        return _spread(estimate, values, self.blocks.stretches, self.level)
+        return stretched(estimate, values, self.blocks.stretches, self.level)
 
 
 def interval(
@@ -227,8 +227,15 @@ def shared_terms(measure: str, *models: RowErrors) -> list[_Floats]:
     return [*(one.numerator for one in terms), terms[0].denominator]
 
 
-def _spread(estimate: float | None, values: _Floats, stretches: float, level: float) -> Interval:
-    """The stretched percentile interval of replicates `[B]` around an estimate."""
+def stretched(estimate: float | None, values: _Floats, stretches: float, level: float = LEVEL) -> Interval:
+    """The stretched percentile interval of replicates `[B]` of something positive around its estimate.
+
+    Args:
+        estimate: over all units.
+        values: the same over what was drawn.
+        stretches: how many blocks the units hold, `Blocks.stretches`.
+        level: confidence level between 0 and 1.
+    """
     if not 0 < level < 1:
         raise TspruneError(f"the confidence level is {level}, expected a number between 0 and 1, such as 0.95")
     if estimate is None:

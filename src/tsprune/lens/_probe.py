@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from tsprune.data.batch import Batch
 
 if TYPE_CHECKING:
+    from tsprune.evaluation.timeblocks import Blocks
     from tsprune.models._forecaster import Forecaster
     from tsprune.preparing import Prepared
 
@@ -30,12 +31,14 @@ class Study:
         first: validation windows on which a probe measures and chooses, in batches.
         later: later validation windows, which confirm what was chosen on the first; no target of the two overlaps.
         seed: of everything that draws.
+        blocks: which of the later windows depend on each other, in their order; None leaves intervals out.
     """
 
     ready: Prepared
     first: Sequence[Batch]
     later: Sequence[Batch]
     seed: int = 0
+    blocks: Blocks | None = None
 
     @property
     def model(self) -> Forecaster:

@@ -253,6 +253,11 @@ class Forecaster(nn.Module):
         return True
 
     @property
+    def log_loss(self) -> bool:
+        """Whether the loss is a negative log density or probability, of which only differences mean something."""
+        return False
+
+    @property
     def task(self) -> Mapping[str, Any]:
         """What the model was tuned for, such as `horizon` and `context`; empty for a model that does not say."""
         told = self.config.get(TASK)

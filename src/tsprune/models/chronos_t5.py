@@ -181,6 +181,11 @@ class ChronosT5(Forecaster):
         logits = F.linear(states * self.parts.width**-0.5 if self.scaled else states, weight)
         return logits if logits.dtype == torch.float64 else logits.float()
 
+    @property
+    def log_loss(self) -> bool:
+        """Whether the loss is a negative log probability."""
+        return True
+
     def row_losses(self, batch: Batch) -> Tensor:
         """Cross-entropy of the target's tokens, averaged over those that are observed, the end among them.
 

@@ -107,6 +107,11 @@ class Moirai(PackedForecaster):
         x = torch.where(packed.predicted[..., None], self.mask_encoding.weight[0], x)
         return self.param_proj(self.encoder(x, packed), choice), location, scale
 
+    @property
+    def log_loss(self) -> bool:
+        """Whether the loss is a negative log density."""
+        return self.objective == "own"
+
     def row_losses(self, batch: Batch) -> Tensor:
         """Loss of each row on the instance scale, averaged over its observed target steps.
 

@@ -138,6 +138,11 @@ class MoiraiMoE(PackedForecaster):
         x = self.feat_proj(F.silu(self.in_proj(scaled, choice)), choice) + self.res_proj(scaled, choice)
         return self.param_proj(self.encoder(x, packed), choice), location, scale
 
+    @property
+    def log_loss(self) -> bool:
+        """Whether the loss is a negative log density."""
+        return self.objective == "own"
+
     def row_losses(self, batch: Batch) -> Tensor:
         """Loss of each row on the instance scale, averaged over its observed target steps.
 

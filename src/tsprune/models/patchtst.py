@@ -156,6 +156,11 @@ class PatchTST(Forecaster):
         component = DISTRIBUTIONS[self.distribution_name][1](out)
         return Mixture(out.new_zeros(*out.shape[::2], 1), [component], location, scale)
 
+    @property
+    def log_loss(self) -> bool:
+        """Whether the loss is a negative log density."""
+        return bool(self.distribution_name) and self.objective == "own"
+
     def row_losses(self, batch: Batch) -> Tensor:
         """Squared error, or negative log likelihood, on the instance scale: the mean over the steps with a target.
 

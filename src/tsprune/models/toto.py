@@ -123,6 +123,11 @@ class Toto(Forecaster):
         states, scale = self.model.read(context, ~torch.isnan(context) if observed is None else observed, groups)
         return self.model.outlook(states, scale)
 
+    @property
+    def log_loss(self) -> bool:
+        """Whether the loss is a negative log density; here that is more than half of it."""
+        return True
+
     def row_losses(self, batch: Batch) -> Tensor:
         """Pretraining loss of the target, and of every patch of the context given those before it.
 

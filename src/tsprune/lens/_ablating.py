@@ -1,0 +1,155 @@
+"""What windows say of a model with units off: losses, median forecasts, and what stands in for what is off.
+
+Letters: N windows, R target rows, H steps, E entries of a gate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tsprune.blocks.gate import Gate
+from tsprune.blocks.units import UnitGroup
+from tsprune.data.batch import Batch
+from tsprune.errors import TspruneError
+from tsprune.models._forecaster import Forecaster, Kept
+from tsprune.scores._probes import Reading, Visit, branch_of, gate_sums, token_mean, token_sum
+from tsprune.scores._taps import frozen
+from tsprune.scores._work import count_windows, over_windows
+
+Fills = Mapping[Gate, Tensor]
+"""What the entries of a gate are, `[E]`, where their unit is off; gates that are not named give 0."""
+NOTHING: Kept = {}
+
+
+@contextmanager
+def ablated(model: Forecaster, kept: Kept, fills: Fills | None = None) -> Iterator[None]:
+    """All units off that are not kept, their activation replaced by 0 or by what `fills` says."""
+    before = {gate: gate.fill for gate in fills or {}}
+    try:
+        for gate, fill in (fills or {}).items():
+            gate.fill = fill
+        with model.masked(kept):
+            yield
+    finally:
+        for gate, found in before.items():
+            gate.fill = found
+
+
+def losses(model: Forecaster, batches: Iterable[Batch], kept: Kept = NOTHING, fills: Fills | None = None) -> Tensor:
+    """Loss of every window with units off: `[N]`, float64. One forward pass."""
+
+    def step(portion: Batch) -> Tensor:
+        with frozen(model), torch.no_grad(), ablated(model, kept, fills):
+            return model.loss(portion).double().cpu()
+
+    return _joined(model, batches, step)
+
+
+def medians(model: Forecaster, batches: Iterable[Batch], kept: Kept = NOTHING, fills: Fills | None = None) -> Tensor:
+    """Median forecasts of the target rows, as many steps as there are targets: `[R, H]`, float64. One forecast."""
+
+    def step(portion: Batch) -> Tensor:
+        target = _target(portion)
+        blind = replace(portion, target=None)
+        with ablated(model, kept, fills):
+            found = model.forecast(blind, target.shape[1], [0.5])[:, 0]
+        return _scored(found, portion).double().cpu()
+
+    return _joined(model, batches, step)
+
+
+def truth(batches: Iterable[Batch]) -> Tensor:
+    """What came, of the target rows: `[R, H]`, float64, NaN where it is missing."""
+    return torch.cat([_scored(_target(batch), batch).double().cpu() for batch in batches])
+
+
+def windows(batches: Iterable[Batch]) -> int:
+    """Number of windows N."""
+    return sum(map(count_windows, batches))
+
+
+def dataset_means(model: Forecaster, batches: Iterable[Batch], groups: Iterable[UnitGroup]) -> dict[Gate, Tensor]:
+    """Mean over the windows' tokens of every entry that passes the gates of the groups: `[E]`, float64, by gate.
+
+    One forward pass, of the loss. Tokens that the model itself hides from all others, such as patches without any
+    observed value, do not count. What stands in for a unit is thus the same vector at every token: it keeps what the
+    unit always says and takes away what it says about this window.
+    """
+    gates = {f"{group.name}#{place}": (gate, group) for group in groups for place, gate in enumerate(group.gates)}
+
+    def read(visit: Visit) -> Tensor:
+        return token_sum(visit.activation, visit.live)
+
+    readings = {name: Reading(gate, branch_of(model, group.path), read) for name, (gate, group) in gates.items()}
+    sums, _ = gate_sums(model, batches, readings).result()
+    return {gate: token_mean(sums.get(name), len(gate.owners)) for name, (gate, _) in gates.items()}
+
+
+def without(group: UnitGroup, gone: Iterable[int]) -> dict[str, list[int]]:
+    """What stays of a group, by its name, once some units are gone."""
+    off = set(gone)
+    return {group.name: [unit for unit in range(group.units) if unit not in off]}
+
+
+def groups_of(model: Forecaster, *kinds: str) -> dict[str, UnitGroup]:
+    """The model's groups of these kinds by name; empty where it has none."""
+    return {name: group for name, group in model.unit_groups().items() if group.kind in kinds}
+
+
+def growth(model: Forecaster, off: float, intact: float) -> float:
+    """How many times as large the loss is: the ratio of the mean losses.
+
+    Where the loss is a negative log density or probability, a ratio says nothing, as the loss may be 0 or less. Then it
+    is exp(difference), by how much less likely the model thinks what came, so that 1.01 is 1 % in both.
+
+    Args:
+        model: says which it is.
+        off: mean loss with units off.
+        intact: mean loss of the intact model.
+
+    Returns:
+        1 for no change; infinite where the loss is no number, or only the intact one is 0.
+    """
+    if not math.isfinite(off):
+        return math.inf
+    if model.log_loss:
+        return math.exp(min(700.0, off - intact))
+    if intact == 0:
+        return 1.0 if off == 0 else math.inf
+    return off / intact
+
+
+def growth_words(model: Forecaster) -> str:
+    """What `growth` is, for people."""
+    if model.log_loss:
+        return "exp(mean loss without them - mean loss of the intact model): the loss is a negative log likelihood"
+    return "mean loss without them over that of the intact model"
+
+
+def number(value: float | Tensor | None) -> float | None:
+    """The number, or None where it is none or not finite, as JSON has it."""
+    return None if value is None or not math.isfinite(float(value)) else float(value)
+
+
+def _joined(model: Forecaster, batches: Iterable[Batch], step: Callable[[Batch], Tensor]) -> Tensor:
+    found: Sequence[Tensor] = list(over_windows(model, batches, step))
+    if not found:
+        raise TspruneError("a probe needs at least one batch of windows, got none; give a shorter --horizon")
+    return torch.cat(list(found))
+
+
+def _target(batch: Batch) -> Tensor:
+    if batch.target is None:
+        raise TspruneError("the windows come without targets, so nothing can be compared; give windows with targets")
+    return batch.target
+
+
+def _scored(values: Tensor, batch: Batch) -> Tensor:
+    """The rows that are forecast, of values `[B, H]`."""
+    return values if batch.is_target is None else values[batch.is_target]

@@ -1,0 +1,117 @@
+"""In what order heads are switched off, and how the loss grows while they are.
+
+Letters: H heads of an attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tsprune.blocks.units import UnitGroup
+from tsprune.lens import _ablating as ablating
+from tsprune.lens._probe import Study, Tick
+from tsprune.scores import fisher
+from tsprune.scores.stable_rank import stable_ranks
+
+SEEDS = 5
+"""Random orders beside the informed ones."""
+LOW, HIGH = "stable rank, low first", "stable rank, high first"
+FISHER, ABLATION = "fisher, low first", "loss change, low first"
+INFORMED = (LOW, HIGH, FISHER, ABLATION)
+FISHER_PASSES = 3
+"""A forward and a backward pass."""
+
+
+@dataclass
+class Course:
+    """What switching off the heads of one attention does, by order.
+
+    Args:
+        group: its heads.
+        alone: growth of the loss without each head alone, `[H]`.
+        orders: heads in the order in which they go, by name of the order.
+        curves: growth of the loss without the first n heads of an order, n from 0 to H.
+    """
+
+    group: UnitGroup
+    alone: list[float]
+    orders: dict[str, list[int]] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+
+    def removable(self, order: str, limit: float) -> int:
+        """How many heads can go one after the other without the loss growing beyond the limit on the way."""
+        return next((n for n, growth in enumerate(self.curves[order]) if growth > limit), len(self.alone) + 1) - 1
+
+    def chosen(self, limit: float) -> tuple[str, int]:
+        """The informed order that lets most heads go, and how many; of equal ones that with the lower curve."""
+        found = {order: self.removable(order, limit) for order in INFORMED}
+        best = min(INFORMED, key=lambda order: (-found[order], sum(self.curves[order]), INFORMED.index(order)))
+        return best, found[best]
+
+
+def passes(groups: Sequence[UnitGroup]) -> int:
+    """Forward passes that `courses` takes: all heads alone, each order from two heads on, all heads at once."""
+    orders = len(INFORMED) + SEEDS
+    each = sum(group.units + orders * max(0, group.units - 2) + (group.units > 1) for group in groups)
+    return FISHER_PASSES + each
+
+
+def courses(study: Study, groups: Mapping[str, UnitGroup], whole: float, tick: Tick) -> dict[str, Course]:
+    """How the loss grows on the first windows, attention by attention, everything else being left on.
+
+    Args:
+        study: model and windows.
+        groups: heads of every attention.
+        whole: mean loss of the intact model on the first windows.
+        tick: called after each pass.
+    """
+    grown = _grown(study, whole, tick)
+    found = {
+        name: Course(group, [grown(ablating.without(group, [head])) for head in range(group.units)])
+        for name, group in groups.items()
+    }
+    curvature = fisher.scores(study.model, study.first, kinds=("head",))
+    for _ in range(FISHER_PASSES):
+        tick("fisher scores of all heads")
+    ranks = stable_ranks(study.model)
+    for number, (name, course) in enumerate(found.items()):
+        course.orders = _orders(study.seed, number, course, curvature[name], ranks[course.group.path])
+        _follow(course, grown)
+    return found
+
+
+def _orders(seed: int, number: int, course: Course, curvature: Tensor, ranks: Tensor) -> dict[str, list[int]]:
+    values = {LOW: ranks, HIGH: -ranks, FISHER: curvature, ABLATION: torch.tensor(course.alone)}
+    found = {name: torch.argsort(value, stable=True).tolist() for name, value in values.items()}
+    for draw in range(SEEDS):
+        generator = np.random.default_rng(np.random.SeedSequence([seed, number, draw, 19]))
+        found[random_name(draw)] = generator.permutation(course.group.units).tolist()
+    return found
+
+
+def random_name(draw: int) -> str:
+    """Name of a random order."""
+    return f"random {draw}"
+
+
+def _grown(study: Study, whole: float, tick: Tick) -> Callable[[Mapping[str, Sequence[int]]], float]:
+    def grown(kept: Mapping[str, Sequence[int]]) -> float:
+        off = float(ablating.losses(study.model, study.first, kept).mean())
+        tick(f"heads of {next(iter(kept)).rpartition('/')[0]}")
+        return ablating.growth(study.model, off, whole)
+
+    return grown
+
+
+def _follow(course: Course, grown: Callable[[Mapping[str, Sequence[int]]], float]) -> None:
+    """Curves of all orders; one head is known already, and all heads are the same in every order."""
+    count = course.group.units
+    last = [grown(ablating.without(course.group, range(count)))] if count > 1 else []
+    for name, order in course.orders.items():
+        between = [grown(ablating.without(course.group, order[:n])) for n in range(2, count)]
+        course.curves[name] = [1.0, course.alone[order[0]], *between, *last]
