@@ -123,8 +123,8 @@ def _answer(units: list[Unit]) -> str:
     low, high = units[0], units[-1]
     return (
         f"Sharp are {called.count('sharp')} of {len(units)} heads (entropy below {SHARP} of that of uniform "
-        f"attention), diffuse {called.count('diffuse')} ({DIFFUSE} or more); the sharpest is {low} ({low.value:.2f}), the most "
-        f"diffuse {high} ({high.value:.2f})."
+        f"attention), diffuse {called.count('diffuse')} ({DIFFUSE} or more); the sharpest is {low} "
+        f"({low.value:.2f}), the most diffuse {high} ({high.value:.2f})."
     )
 
 
