@@ -54,11 +54,15 @@ def scores(
 
 def collect(model: Forecaster, batches: Iterable[Batch], *, kinds: Sequence[str]) -> Totals:
     """What has to be known of the windows, as sums over them: activity of every channel, and the number of tokens."""
-    readings = {
-        name: Reading(group.gates[0], branch_of(model, group.path), _active if _counts(model, group) else _strength)
+    return gate_sums(model, batches, readings(model, kinds))
+
+
+def readings(model: Forecaster, kinds: Sequence[str]) -> dict[str, Reading]:
+    """What is read where, by group name."""
+    return {
+        name: Reading(group.gates[0], branch_of(model, group.path), _active if counts(model, group) else _strength)
         for name, group in chosen_groups(model, kinds, KINDS, "activation").items()
     }
-    return gate_sums(model, batches, readings)
 
 
 def finish(model: Forecaster, totals: Totals, *, kinds: Sequence[str]) -> dict[str, Tensor]:
@@ -66,7 +70,7 @@ def finish(model: Forecaster, totals: Totals, *, kinds: Sequence[str]) -> dict[s
     groups = chosen_groups(model, kinds, KINDS, "activation")
     sums, _ = totals.result()
     means = {name: token_mean(sums.get(name), group.units) for name, group in groups.items()}
-    counting = {name: _counts(model, group) for name, group in groups.items()}
+    counting = {name: counts(model, group) for name, group in groups.items()}
     return means if len(set(counting.values())) == 1 else _on_one_scale(means, counting)
 
 
@@ -78,7 +82,7 @@ def _strength(visit: Visit) -> Tensor:
     return token_sum(visit.activation.abs(), visit.live)
 
 
-def _counts(model: Forecaster, group: UnitGroup) -> bool:
+def counts(model: Forecaster, group: UnitGroup) -> bool:
     """Whether activity is the share of tokens with h > 0, rather than the mean of |h|."""
     block = model.get_submodule(group.path)
     return isinstance(block, FeedForward) and not block.gated and block.act_name in OFF_BELOW_ZERO

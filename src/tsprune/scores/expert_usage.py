@@ -57,24 +57,29 @@ def scores(
 
 def usage(model: Forecaster, batches: Iterable[Batch], *, kinds: Sequence[str] = KINDS) -> dict[str, Usage]:
     """Token share and mass share of every expert, from one forward pass; arguments and errors as in `scores`."""
-    return _usage(model, collect(model, batches, kinds=kinds), kinds)
+    return usage_of(model, collect(model, batches, kinds=kinds), kinds)
 
 
 def collect(model: Forecaster, batches: Iterable[Batch], *, kinds: Sequence[str]) -> Totals:
     """What has to be known of the windows, as sums over them: weights and tokens of every expert, number of tokens."""
-    readings = {
+    return gate_sums(model, batches, readings(model, kinds))
+
+
+def readings(model: Forecaster, kinds: Sequence[str]) -> dict[str, Reading]:
+    """What is read where, by group name."""
+    return {
         name: Reading(group.gates[0], branch_of(model, group.path), _routed)
         for name, group in chosen_groups(model, kinds, KINDS, "expert_usage").items()
     }
-    return gate_sums(model, batches, readings)
 
 
 def finish(model: Forecaster, totals: Totals, *, kinds: Sequence[str]) -> dict[str, Tensor]:
     """Scores from the sums; see `scores`."""
-    return {name: found.mass for name, found in _usage(model, totals, kinds).items()}
+    return {name: found.mass for name, found in usage_of(model, totals, kinds).items()}
 
 
-def _usage(model: Forecaster, totals: Totals, kinds: Sequence[str]) -> dict[str, Usage]:
+def usage_of(model: Forecaster, totals: Totals, kinds: Sequence[str]) -> dict[str, Usage]:
+    """Token share and mass share of every expert, from the sums of `collect`."""
     groups = chosen_groups(model, kinds, KINDS, "expert_usage")
     sums, _ = totals.result()
     return {name: _shares(sums.get(name), group.units) for name, group in groups.items()}

@@ -52,14 +52,19 @@ def scores(
 
 def collect(model: Forecaster, batches: Iterable[Batch], *, kinds: Sequence[str]) -> Totals:
     """What has to be known of the windows, as sums over them: ratios of every unit, and the number of tokens."""
-    readings = {}
+    return gate_sums(model, batches, readings(model, kinds), norms=True)
+
+
+def readings(model: Forecaster, kinds: Sequence[str]) -> dict[str, Reading]:
+    """What is read where, by group name; to be read with the lengths of the residual inputs."""
+    found = {}
     for name, group in chosen_groups(model, kinds, KINDS, "head_norm").items():
         attention = model.get_submodule(group.path)
         if isinstance(attention, Attention):
             length = _unit_lengths(weight_in_use(attention.o), group.gates[0].owners, group.units)
             # The gate of the heads is the last before the output map: masks of every kind have been applied there.
-            readings[name] = Reading(attention.gate, branch_of(model, group.path), partial(_ratios, length))
-    return gate_sums(model, batches, readings, norms=True)
+            found[name] = Reading(attention.gate, branch_of(model, group.path), partial(_ratios, length))
+    return found
 
 
 def finish(model: Forecaster, totals: Totals, *, kinds: Sequence[str]) -> dict[str, Tensor]:

@@ -100,24 +100,29 @@ def stable_ranks(model: Forecaster) -> dict[str, Tensor]:
 
 
 def _stable_ranks(attention: Attention) -> Tensor:
-    shape = attention.shape
-    queries, keys = weight_in_use(attention.q), weight_in_use(attention.k)
-    pairs = open_units(attention.pair_gate)
-    queries, keys = queries * pairs[shape.pair_of_q][:, None], keys * pairs[shape.pair_of_k][:, None]
-    kv_of_key = shape.kv_of_pair[shape.pair_of_k]
     found = []
-    for head, kv in enumerate(shape.kv_of_head):
-        product = _triangle(queries[shape.head_of_q == head]) @ _triangle(keys[kv_of_key == kv]).T
+    for queries, keys in compared(attention):
+        product = triangle(queries) @ triangle(keys).T
         squares = torch.linalg.svdvals(product).square() if product.numel() else product.new_zeros(1)
         largest = squares.max()
         found.append(squares.sum() / largest if largest > 0 else largest)
     return torch.stack(found)
 
 
-def _triangle(weight: Tensor) -> Tensor:
+def compared(attention: Attention) -> list[tuple[Tensor, Tensor]]:
+    """The rows W_Q and W_K `[d, D]` of each head, float64 on the CPU; what is masked is 0."""
+    shape = attention.shape
+    queries, keys = weight_in_use(attention.q), weight_in_use(attention.k)
+    pairs = open_units(attention.pair_gate)
+    queries, keys = queries * pairs[shape.pair_of_q][:, None], keys * pairs[shape.pair_of_k][:, None]
+    kv_of_key = shape.kv_of_pair[shape.pair_of_k]
+    return [(queries[shape.head_of_q == head], keys[kv_of_key == kv]) for head, kv in enumerate(shape.kv_of_head)]
+
+
+def triangle(weight: Tensor) -> Tensor:
     """R `[min(d, D), d]` of W^T = Q R, for a weight W `[d, D]`; R^T R is the Gram matrix W W^T."""
-    triangle: Tensor = torch.linalg.qr(weight.T, mode="r")[1]
-    return triangle
+    upper: Tensor = torch.linalg.qr(weight.T, mode="r")[1]
+    return upper
 
 
 def _group_means(ranks: Tensor, kv_of_head: Tensor, units: int) -> Tensor:
