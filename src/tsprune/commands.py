@@ -13,6 +13,7 @@ from tsprune.data.reading import ReadOptions
 from tsprune.errors import TspruneError
 from tsprune.flags import Chosen
 from tsprune.forecastcommand import PredictSettings, run_predict
+from tsprune.lenscommand import LensSettings, run_lens
 from tsprune.modelcommands import ConvertSettings, ModelsSettings, run_convert, run_models
 from tsprune.progress import Bar, Progress
 from tsprune.settings import (
@@ -377,6 +378,7 @@ _ALL = (
     Command("finetune", run_finetune, (TaskSettings, FinetuneOutput, FinetuneSettings, ReadOptions)),
     Command("evaluate", run_evaluate, (TaskSettings, EvaluateOutput, BaselineSettings, ReadOptions)),
     Command("predict", run_predict, (PredictSettings, ReadOptions), "model"),
+    Command("lens", run_lens, (TaskSettings, LensSettings, ReadOptions), "model"),
     Command("bench", run_bench, (BenchSettings,), "grid"),
     Command("pretrain", run_pretrain, (PretrainOutput, PretrainSettings)),
     Command("models", run_models, (ModelsSettings,), "family"),

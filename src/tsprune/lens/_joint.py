@@ -106,7 +106,7 @@ def growth_interval(
     columns = np.stack([off.numpy(), intact.numpy(), np.ones(len(off))], axis=1)
     if blocks is None or unit is None or not np.isfinite(columns).all():
         return None
-    sums = np.stack([np.bincount(unit, column, blocks.count) for column in columns.T], axis=1)
+    sums = np.stack([np.bincount(unit, column, blocks.count) for column in columns.T], axis=1).astype(np.float64)
     drawn = resample(sums, blocks.length, seed=seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         first, second = drawn[:, 0] / drawn[:, 2], drawn[:, 1] / drawn[:, 2]

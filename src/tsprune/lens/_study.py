@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from tsprune.data.batch import Batch
 from tsprune.data.windows import WindowSet
 from tsprune.errors import TspruneError
+from tsprune.evaluation.timeblocks import Blocks
 from tsprune.lens._probe import Study
 from tsprune.preparing import STEERING_ROWS, Prepared, cut_targets
 
@@ -44,7 +45,8 @@ def study_of(ready: Prepared, windows: int, later: int) -> tuple[Study, list[str
     first, _ = early.thin(windows)
     second, _ = late.thin(later)
     notes.append(f"{len(first)} windows measure and choose, {len(second)} later ones confirm; test windows are not cut")
-    return Study(ready, batches_of(ready, first), batches_of(ready, second), ready.task.seed), notes
+    blocks = Blocks.of(second)
+    return Study(ready, batches_of(ready, first), batches_of(ready, second), ready.task.seed, blocks), notes
 
 
 def halves(windows: WindowSet) -> tuple[WindowSet, WindowSet]:
