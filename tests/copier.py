@@ -24,7 +24,8 @@ SHARP = 200.0
 class Copier(Forecaster):
     """Tokens are (patch, direction of the patch before, forecast); head 1 of layer 0 copies into the third part.
 
-    The others do nothing. Its queries are patches, its keys the patches before, so a patch attends to what followed its own copy.
+    The others do nothing. Its queries are patches, its keys the patches before, so a patch attends to what
+    followed its own copy.
     """
 
     family = "copier"
