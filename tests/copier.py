@@ -22,9 +22,10 @@ SHARP = 200.0
 
 
 class Copier(Forecaster):
-    """Tokens are (patch, patch before it, forecast); head 1 of layer 0 copies into the third part, others do nothing.
+    """Tokens are (patch, direction of the patch before, forecast); head 1 of layer 0 copies into the third part.
 
-    Its queries are patches, its keys the patches before, so a patch attends to what followed its own copy.
+    The others do nothing. Its queries are patches, its keys the patches before, so a patch attends to what
+    followed its own copy.
     """
 
     family = "copier"
@@ -57,6 +58,7 @@ class Copier(Forecaster):
         """The next patch `[B, PATCH]`."""
         patches = context.view(len(context), -1, PATCH)
         before = nn.functional.pad(patches[:, :-1], (0, 0, 1, 0))
+        before = nn.functional.normalize(before, dim=-1)
         x = torch.cat([patches, before, torch.zeros_like(patches)], dim=-1)
         for layer in self.block:
             attention, feed = layer.branches

@@ -113,9 +113,10 @@ def mapping_rows(model: Forecaster) -> int:
 def token_patches(model: Forecaster) -> tuple[list[int], str]:
     """Which patch of the context each key of the first attention over time stands for, -1 for none; or why not.
 
-    Found by changing one patch at a time so that mean and spread of the row stay: its values in reverse order, or,
-    where a patch is one value, exchanged with the next. Only tokens of that patch then change on their way in. Every
-    patch must be one token, in order, and later tokens must not depend on it yet.
+    Found by changing one patch at a time so that mean and spread of the row stay, and its last value, which some
+    models hold: what lies inside in reverse order, or, where a patch is one value, exchanged with the next. Only
+    tokens of that patch then change on their way in. Every patch must be one token, in order, and later tokens must
+    not depend on it yet.
     """
     if Tiles.sizes(model) is None:
         return [], f"a context of {model.context_length} steps holds fewer than {2 * SHORTEST} patches of {model.patch}"
@@ -129,7 +130,8 @@ def token_patches(model: Forecaster) -> tuple[list[int], str]:
     for number in range(patches if steps > 1 else patches - 1):
         other = base.clone()
         if steps > 1:
-            other[number] = base[number].flip(0)
+            inner = slice(1, -1) if steps > 3 else slice(None)
+            other[number, inner] = base[number, inner].flip(0)
         else:
             other[[number, number + 1]] = base[[number + 1, number]]
         changed.append(other)
