@@ -261,8 +261,8 @@ def _curves(found: Mapping[str, Course]) -> list[Curve]:
     made = [Curve(order, shares, [ablating.number(y) for y in averaged(order)]) for order in INFORMED]
     columns = list(zip(*(averaged(random_name(draw)) for draw in range(SEEDS)), strict=True))
     mean = [ablating.number(sum(column) / SEEDS) for column in columns]
-    ends = [[ablating.number(end(column)) for column in columns] for end in (min, max)]
-    return [*made, Curve(f"random, mean of {SEEDS}", shares, mean, *ends, control=True)]
+    low, high = ([ablating.number(end(column)) for column in columns] for end in (min, max))
+    return [*made, Curve(f"random, mean of {SEEDS}", shares, mean, low, high, control=True)]
 
 
 def _at(curve: Sequence[float], share: float) -> float:
