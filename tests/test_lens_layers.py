@@ -24,7 +24,7 @@ def test_as_many_runs_are_tried_as_are_said_and_all_lie_in_the_stack(count: int)
     sweep = Sweep(stack, "feed-forward")
     draw = torch.Generator().manual_seed(count)
     for run in _runs(sweep):
-        assert run not in sweep.first and 0 <= run[0] and run[0] + run[1] <= count
+        assert run not in sweep.first and run[0] >= 0 and run[0] + run[1] <= count
         sweep.first[run] = float(torch.rand(1, generator=draw))
     assert len(sweep.first) == stack.tried()
     assert {length for _, length in sweep.first} == set(range(1, max(1, count // 2) + 1))
