@@ -73,6 +73,11 @@ def spare_essential(model: Forecaster, groups: Mapping[str, UnitGroup], wanted: 
     return left
 
 
+def most_trials(groups: Mapping[str, UnitGroup]) -> int:
+    """Most joint sets that are tried for one limit: halving all heads down to single ones takes one less than double."""
+    return min(TRIALS, 2 * sum(group.units for group in groups.values()) - 1)
+
+
 def random_set(groups: Mapping[str, UnitGroup], count: int, generator: np.random.Generator) -> list[Head]:
     """So many heads of the whole model at random."""
     every = [(name, head) for name, group in groups.items() for head in range(group.units)]

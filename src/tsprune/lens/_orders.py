@@ -5,6 +5,7 @@ Letters: H heads of an attention.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -55,22 +56,29 @@ class Course:
 
 
 def passes(groups: Sequence[UnitGroup]) -> int:
-    """Forward passes that `courses` takes: all heads alone, each order from two heads on, all heads at once."""
+    """Forward passes that `courses` takes at most: one for every set of heads that an order may come by.
+
+    That is one set for each order and number of heads, but no more than there are sets of that number.
+    """
     orders = len(INFORMED) + SEEDS
-    each = sum(group.units + orders * max(0, group.units - 2) + (group.units > 1) for group in groups)
-    return FISHER_PASSES + each
+    sets = [min(orders, math.comb(group.units, n)) for group in groups for n in range(2, group.units + 1)]
+    return FISHER_PASSES + sum(group.units for group in groups) + sum(sets)
 
 
-def courses(study: Study, groups: Mapping[str, UnitGroup], whole: float, tick: Tick) -> dict[str, Course]:
+def courses(study: Study, groups: Mapping[str, UnitGroup], whole: float, tick: Tick) -> tuple[dict[str, Course], int]:
     """How the loss grows on the first windows, attention by attention, everything else being left on.
 
     Args:
         study: model and windows.
         groups: heads of every attention.
         whole: mean loss of the intact model on the first windows.
-        tick: called after each pass.
+        tick: called as often as `passes` says.
+
+    Returns:
+        Courses by group name, and how many forward passes it really took: orders may come by the same heads.
     """
-    grown = _grown(study, whole, tick)
+    known: dict[tuple[str, tuple[int, ...]], float] = {}
+    grown = _grown(study, whole, known, tick)
     found = {
         name: Course(group, [grown(ablating.without(group, [head])) for head in range(group.units)])
         for name, group in groups.items()
@@ -82,7 +90,10 @@ def courses(study: Study, groups: Mapping[str, UnitGroup], whole: float, tick: T
     for number, (name, course) in enumerate(found.items()):
         course.orders = _orders(study.seed, number, course, curvature[name], ranks[course.group.path])
         _follow(course, grown)
-    return found
+    taken = FISHER_PASSES + len(known)
+    for _ in range(passes(list(groups.values())) - taken):
+        tick("heads that several orders come by")
+    return found, taken
 
 
 def _orders(seed: int, number: int, course: Course, curvature: Tensor, ranks: Tensor) -> dict[str, list[int]]:
@@ -99,19 +110,22 @@ def random_name(draw: int) -> str:
     return f"random {draw}"
 
 
-def _grown(study: Study, whole: float, tick: Tick) -> Callable[[Mapping[str, Sequence[int]]], float]:
+def _grown(
+    study: Study, whole: float, known: dict[tuple[str, tuple[int, ...]], float], tick: Tick
+) -> Callable[[Mapping[str, Sequence[int]]], float]:
     def grown(kept: Mapping[str, Sequence[int]]) -> float:
-        off = float(ablating.losses(study.model, study.first, kept).mean())
-        tick(f"heads of {next(iter(kept)).rpartition('/')[0]}")
-        return ablating.growth(study.model, off, whole)
+        ((name, heads),) = kept.items()
+        key = name, tuple(heads)
+        if key not in known:
+            off = float(ablating.losses(study.model, study.first, kept).mean())
+            tick(f"heads of {name.rpartition('/')[0]}")
+            known[key] = ablating.growth(study.model, off, whole)
+        return known[key]
 
     return grown
 
 
 def _follow(course: Course, grown: Callable[[Mapping[str, Sequence[int]]], float]) -> None:
-    """Curves of all orders; one head is known already, and all heads are the same in every order."""
-    count = course.group.units
-    last = [grown(ablating.without(course.group, range(count)))] if count > 1 else []
     for name, order in course.orders.items():
-        between = [grown(ablating.without(course.group, order[:n])) for n in range(2, count)]
-        course.curves[name] = [1.0, course.alone[order[0]], *between, *last]
+        off = [grown(ablating.without(course.group, order[: n + 1])) for n in range(course.group.units)]
+        course.curves[name] = [1.0, *off]

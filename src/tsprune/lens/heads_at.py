@@ -80,9 +80,10 @@ class HeadsAt(Probe):
         return "" if ablating.groups_of(model, "head") else f"a {model.family} model has no attention heads left"
 
     def passes(self, study: Study) -> float:
-        """Curves of every attention; of joint sets the most that may be tried; random sets on the later windows."""
+        """At most: curves of every attention, all joint sets that may be tried; random sets on the later windows."""
+        groups = ablating.groups_of(study.model, "head")
         share = ablating.windows(study.later) / ablating.windows(study.first)
-        first = 1 + passes(list(ablating.groups_of(study.model, "head").values())) + len(PERCENT) * joint.TRIALS
+        first = 1 + passes(list(groups.values())) + len(PERCENT) * joint.most_trials(groups)
         return first + share * (1 + len(PERCENT) * (1 + SEEDS))
 
     def run(self, study: Study, tick: Tick) -> Findings:
@@ -90,12 +91,12 @@ class HeadsAt(Probe):
         groups = ablating.groups_of(study.model, "head")
         whole = float(ablating.losses(study.model, study.first).mean())
         tick("loss of the intact model")
-        found = courses(study, groups, whole, tick)
+        found, taken = courses(study, groups, whole, tick)
         verdicts = [_chosen(study, groups, found, whole, percent, tick) for percent in PERCENT]
         intact = ablating.losses(study.model, study.later)
         for verdict in verdicts:
             _confirm(study, groups, intact, verdict)
-        return _findings(study, groups, found, verdicts)
+        return _findings(study, groups, found, verdicts, taken)
 
 
 def _chosen(
@@ -122,8 +123,9 @@ def _chosen(
             held.append(seen[-1])
         return seen[-1] <= limit
 
-    gone, taken = joint.largest(wanted, holds)
-    for _ in range(joint.TRIALS - taken):
+    most = joint.most_trials(groups)
+    gone, taken = joint.largest(wanted, holds, most)
+    for _ in range(most - taken):
         tick(f"heads together, {percent:g} %")
     return Verdict(percent, alone, gone, held[-1], seen[0] if seen else 1.0, trials=taken)
 
@@ -144,7 +146,11 @@ def _confirm(study: Study, groups: Mapping[str, UnitGroup], intact: Tensor, verd
 
 
 def _findings(
-    study: Study, groups: Mapping[str, UnitGroup], found: Mapping[str, Course], verdicts: Sequence[Verdict]
+    study: Study,
+    groups: Mapping[str, UnitGroup],
+    found: Mapping[str, Course],
+    verdicts: Sequence[Verdict],
+    taken: int,
 ) -> Findings:
     notes = [
         "orders are chosen among the informed ones; random orders are a control and never chosen",
@@ -164,7 +170,7 @@ def _findings(
         axes=("share of the heads of one attention off", f"loss, as a multiple ({ablating.growth_words(study.model)})"),
         tables=[_together(groups, verdicts), _by_attention(groups, found, verdicts), _orders_table(found)],
         notes=notes,
-        facts=_facts(found, verdicts),
+        facts={"passes": taken, **_facts(found, verdicts)},
     )
 
 
