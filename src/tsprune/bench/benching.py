@@ -96,7 +96,7 @@ class _Bench:
             if work:
                 self._wave(jobs)
         gathered = Gathered(self.spec, self.keyed, self.store)
-        timed = self._timed(gathered) if work else []
+        timed = self._timed(gathered, work)
         summary = self._written(gathered, timed)
         if self.failed:
             words, reason = next(iter(self.failed.items()))
@@ -148,10 +148,10 @@ class _Bench:
         write_text(self.out / FAILED / f"{key}.txt", f"{job.words()}\n\n{text}")
         self.progress.say(f"failed: {job.words()}: {self.failed[job.words()]}")
 
-    def _timed(self, gathered: Gathered) -> list[dict[str, Any]]:
+    def _timed(self, gathered: Gathered, measure: bool) -> list[dict[str, Any]]:
         if not self.spec.latency:
             return []
-        return latencies(gathered, self.out / "latency", self.progress)
+        return latencies(gathered, self.out / "latency", self.progress, measure)
 
     def _written(self, gathered: Gathered, timed: list[dict[str, Any]]) -> dict[str, Any]:
         """Every file that is made of the cells."""
