@@ -74,7 +74,7 @@ def spare_essential(model: Forecaster, groups: Mapping[str, UnitGroup], wanted: 
 
 
 def most_trials(groups: Mapping[str, UnitGroup]) -> int:
-    """Most joint sets that are tried for one limit: halving all heads down to single ones takes one less than double."""
+    """Most joint sets that are tried for one limit: halving all heads down to single ones takes twice as many."""
     return min(TRIALS, 2 * sum(group.units for group in groups.values()) - 1)
 
 
