@@ -171,6 +171,11 @@ def test_a_joint_set_holds_and_no_head_could_join_it(pairs: set[tuple[int, int]]
     assert not any(holds([*gone, head]) for head in wanted if head not in gone)
     few, taken = joint.largest(wanted, holds, 3)
     assert holds(few) and taken <= 3
+    base = gone[:2]
+    again, taken = joint.largest(wanted[3:], holds, 1000, base)
+    assert holds(again) and taken <= 19
+    assert set(again) >= set(base) or again == wanted[3:]
+    assert not any(holds([*again, head]) for head in wanted[3:] if head not in again)
 
 
 # ---- intervals

@@ -33,7 +33,9 @@ def kept_without(groups: Mapping[str, UnitGroup], gone: Iterable[Head]) -> dict[
     return found
 
 
-def largest(wanted: Sequence[Head], holds: Holds, trials: int = TRIALS) -> tuple[list[Head], int]:
+def largest(
+    wanted: Sequence[Head], holds: Holds, trials: int = TRIALS, base: Sequence[Head] = ()
+) -> tuple[list[Head], int]:
     """Heads that can all go at once, of those wanted, found by halving what does not hold.
 
     All are tried at once. Where that does not hold, the first half is tried and then, on top of what of it could go,
@@ -44,22 +46,33 @@ def largest(wanted: Sequence[Head], holds: Holds, trials: int = TRIALS) -> tuple
         wanted: those that should go first come first.
         holds: whether a set may go.
         trials: most calls of `holds`.
+        base: heads of which it is known that they can all go; where not all that are wanted can, these go first.
 
     Returns:
         The heads, and how many trials it took.
     """
-    gone: list[Head] = []
-    waiting = [list(wanted)] if wanted else []
-    taken = 0
+    if not wanted or not trials:
+        return list(base), 0
+    if holds(wanted):
+        return list(wanted), 1
+    gone, taken = list(base), 1
+    rest = [head for head in wanted if head not in set(base)]
+    # Together with the base they may be what has just been tried.
+    waiting = [rest] if rest and set(base) - set(wanted) else _halved(rest)
     while waiting and taken < trials:
         part = waiting.pop(0)
         taken += 1
         if holds([*gone, *part]):
             gone += part
-        elif len(part) > 1:
-            middle = len(part) // 2
-            waiting[:0] = [part[:middle], part[middle:]]
+        else:
+            waiting[:0] = _halved(part)
     return gone, taken
+
+
+def _halved(part: list[Head]) -> list[list[Head]]:
+    """Both halves of two or more heads; nothing of a single one."""
+    middle = len(part) // 2
+    return [part[:middle], part[middle:]] if len(part) > 1 else []
 
 
 def spare_essential(model: Forecaster, groups: Mapping[str, UnitGroup], wanted: Sequence[Head]) -> list[Head]:
@@ -74,7 +87,7 @@ def spare_essential(model: Forecaster, groups: Mapping[str, UnitGroup], wanted: 
 
 
 def most_trials(groups: Mapping[str, UnitGroup]) -> int:
-    """Most joint sets that are tried for one limit: halving all heads down to single ones takes twice as many."""
+    """Most joint sets that are tried for one limit: halving down to single heads takes one less than double."""
     return min(TRIALS, 2 * sum(group.units for group in groups.values()) - 1)
 
 
@@ -111,7 +124,8 @@ def growth_interval(
     columns = np.stack([off.numpy(), intact.numpy(), np.ones(len(off))], axis=1)
     if blocks is None or unit is None or not np.isfinite(columns).all():
         return None
-    sums = np.stack([np.bincount(unit, column, blocks.count) for column in columns.T], axis=1).astype(np.float64)
+    by_unit = [np.bincount(unit, column, blocks.count) for column in columns.T]
+    sums = np.stack(by_unit, axis=1).astype(np.float64)
     drawn = resample(sums, blocks.length, seed=seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         first, second = drawn[:, 0] / drawn[:, 2], drawn[:, 1] / drawn[:, 2]

@@ -92,7 +92,10 @@ class HeadsAt(Probe):
         whole = float(ablating.losses(study.model, study.first).mean())
         tick("loss of the intact model")
         found, taken = courses(study, groups, whole, tick)
-        verdicts = [_chosen(study, groups, found, whole, percent, tick) for percent in PERCENT]
+        verdicts: list[Verdict] = []
+        for percent in PERCENT:
+            before = verdicts[-1] if verdicts else None
+            verdicts.append(_chosen(study, groups, found, whole, percent, before, tick))
         intact = ablating.losses(study.model, study.later)
         for verdict in verdicts:
             _confirm(study, groups, intact, verdict)
@@ -100,9 +103,19 @@ class HeadsAt(Probe):
 
 
 def _chosen(
-    study: Study, groups: Mapping[str, UnitGroup], found: Mapping[str, Course], whole: float, percent: float, tick: Tick
+    study: Study,
+    groups: Mapping[str, UnitGroup],
+    found: Mapping[str, Course],
+    whole: float,
+    percent: float,
+    before: Verdict | None,
+    tick: Tick,
 ) -> Verdict:
-    """The heads that can go alone in every attention, and which of them can go together, by the first windows."""
+    """The heads that can go alone in every attention, and which of them can go together, by the first windows.
+
+    `before` is what holds for the limit below: these heads can go here too.
+    """
+    base = before.gone if before is not None else []
     limit = 1 + percent / 100
     alone = {name: course.chosen(limit) for name, course in found.items()}
     # What cost least in its own attention goes first.
@@ -111,23 +124,26 @@ def _chosen(
         for name, (order, count) in alone.items()
         for place, head in enumerate(found[name].orders[order][:count])
     }
-    wanted = joint.spare_essential(study.model, groups, sorted(cost, key=lambda head: cost[head]))
+    rest = [head for head in sorted(cost, key=lambda head: cost[head]) if head not in base]
+    wanted = [head for head in joint.spare_essential(study.model, groups, [*base, *rest]) if head in cost]
     seen: list[float] = []
-    held = [1.0]
+    held: dict[tuple[Head, ...], float] = {}
 
     def holds(gone: Sequence[Head]) -> bool:
         off = ablating.losses(study.model, study.first, joint.kept_without(groups, gone))
         seen.append(ablating.growth(study.model, float(off.mean()), whole))
         tick(f"{len(gone)} heads together, {percent:g} %")
         if seen[-1] <= limit:
-            held.append(seen[-1])
+            held[tuple(gone)] = seen[-1]
         return seen[-1] <= limit
 
     most = joint.most_trials(groups)
-    gone, taken = joint.largest(wanted, holds, most)
+    gone, taken = joint.largest(wanted, holds, most, base)
     for _ in range(most - taken):
         tick(f"heads together, {percent:g} %")
-    return Verdict(percent, alone, gone, held[-1], seen[0] if seen else 1.0, trials=taken)
+    # Where nothing joins those of the limit below, they have been measured there.
+    first = held.get(tuple(gone), before.first if before is not None else 1.0)
+    return Verdict(percent, alone, gone, first, seen[0] if seen else 1.0, trials=taken)
 
 
 def _confirm(study: Study, groups: Mapping[str, UnitGroup], intact: Tensor, verdict: Verdict) -> None:
