@@ -72,7 +72,7 @@ def _notice(crossing: set[str], _: Attention, __: tuple[Any, ...], named: dict[s
 
 def _shown(path: str, crossing: set[str], see: See) -> Watch:
     def watch(weights: Tensor, _: Tensor, __: Tensor, live: Tensor | None) -> None:
-        rows, queries, keys = len(weights), weights.shape[2], weights.shape[3]
+        rows, queries, keys = len(weights), *weights.shape[2:]
         if live is None:
             live = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=weights.device)
         allowed = live[:, 0].expand(rows, queries, keys)

@@ -44,7 +44,7 @@ class AttentionSpectra(Probe):
     def run(self, study: Study, tick: Tick) -> Findings:
         """Stable and effective rank of every head."""
         model, windows = study.model, spread_windows(study.first, WINDOWS)
-        large = set()
+        large: set[str] = set()
 
         def read(path: str, seen: AttentionMap) -> dict[str, Tensor]:
             if seen.weights.shape[2] > QUERIES:
