@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tsprune.bench import SPECIALIST
 from tsprune.candidates import PRUNED
 from tsprune.data.words import many
 from tsprune.errors import TspruneError
@@ -13,7 +14,6 @@ from tsprune.flags import Chosen
 from tsprune.progress import Progress
 from tsprune.settings import option
 
-SPECIALIST = "specialist"
 SHOWN = 10
 _NAMES = {"smape": "sMAPE"}
 

@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tsprune.bench import SPECIALIST
 from tsprune.bench.jobs import Arrays, Job, entries, joined
 from tsprune.bench.spec import Spec
 from tsprune.bench.store import Store
 from tsprune.errors import TspruneError
 from tsprune.evaluation.comparing import Options, compare, overall
 
-SPECIALIST = "specialist"
-"""The candidate that validation chose, the model as it came among them: what a run would hand back."""
 JUDGED = ("tuned", "zero_shot", SPECIALIST, "scratch", "baseline")
 """Kinds of rows that stand in the tables; other recipes have kinds of their own."""
 _COMPARED = ("tuned", "scratch", "baselines")

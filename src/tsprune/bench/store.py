@@ -34,7 +34,7 @@ class Store:
         """Keep what a job gave back."""
         for name, result in done.results.items():
             if result.arrays:
-                tensors = {part: torch.from_numpy(np.ascontiguousarray(value)) for part, value in result.arrays.items()}
+                tensors = {part: torch.from_numpy(np.array(value)) for part, value in result.arrays.items()}
                 path = self._path(key, name, ARRAYS)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_tensors(path, tensors)

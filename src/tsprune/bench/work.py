@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from tsprune.__about__ import __version__
 from tsprune.bench.jobs import Arrays, Done, Job, Result, entries, packed
 from tsprune.bench.spec import DataEntry, ModelEntry, Spec
+from tsprune.candidates._candidate import AS_PUBLISHED, Shorter
+from tsprune.candidates._workshop import Workshop
 from tsprune.data.panel import Panel
 from tsprune.data.split import Split
 from tsprune.data.windows import Grouping
@@ -24,9 +27,10 @@ from tsprune.evaluation.timeblocks import Blocks
 from tsprune.models import fingerprint, load
 from tsprune.models._forecaster import Forecaster
 from tsprune.preparing import Prepared, prepare
+from tsprune.progress import Progress
 from tsprune.registry import find
 from tsprune.settings import FinetuneSettings, PruneSettings
-from tsprune.stages import digest
+from tsprune.stages import Run, digest
 
 KINDS = "tsprune.bench.kinds"
 NEUTRAL = "mini"
@@ -147,6 +151,24 @@ def readies(
 
         yield prepare(task, panel=panel, model=loaded, cut=cut), pruning, tuning
         fold, folds = fold + 1, len(found)
+
+
+@contextmanager
+def workshop(
+    ready: Prepared,
+    pruning: PruneSettings,
+    tuning: FinetuneSettings,
+    place: Path,
+    fold: int,
+    shorter: Shorter = AS_PUBLISHED,
+) -> Iterator[Workshop]:
+    """Where the candidates of a fold are made; what is finished below `place` is taken as it stands."""
+    workplace = Run(place / f"fold-{fold}", warn=lambda text: None)
+    try:
+        base = {"tsprune": __version__, **ready.identity}
+        yield Workshop(ready, pruning, tuning, workplace, base, Progress(quiet=True), shorter)
+    finally:
+        workplace.close()
 
 
 def measured(protocol: Protocol, ready: Prepared, model: Predictor) -> dict[str, Evaluation]:

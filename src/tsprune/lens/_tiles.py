@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tsprune.blocks.attention import Attention, Watch
 from tsprune.data.batch import Batch
+from tsprune.errors import TspruneError
 from tsprune.lens._windowmeans import head_groups
 from tsprune.models._forecaster import Forecaster
 from tsprune.scores._taps import frozen
@@ -54,7 +55,11 @@ class Tiles:
     def of(cls, model: Forecaster, seed: int, rows: int = ROWS) -> Tiles:
         """For the model's own patch, values independent and standard normal."""
         sizes = cls.sizes(model)
-        assert sizes is not None
+        if sizes is None:
+            raise TspruneError(
+                f"a context of {model.context_length} steps holds no pattern of patches of {model.patch} twice; choose "
+                "a model with a longer context"
+            )
         draw = torch.Generator().manual_seed(seed)
         pattern = torch.randn(rows, sizes[0] * model.patch, generator=draw)
         return cls(model.patch, *sizes, pattern.repeat(1, sizes[1] + 1))

@@ -23,6 +23,7 @@ from tsprune.errors import TspruneError
 from tsprune.evaluation.intervals import LEVEL, REPLICATES, Interval, resample
 from tsprune.evaluation.student import two_sided_quantile
 from tsprune.evaluation.timeblocks import Blocks
+from tsprune.lens._heads import windows_in
 from tsprune.lens._probe import Study
 from tsprune.models._forecaster import Forecaster, window_index
 from tsprune.scores._work import count_windows, over_windows
@@ -88,7 +89,8 @@ def rows_of_study(batches: Sequence[Batch], steps: int) -> Rows:
     longest = max(batch.context.shape[1] for batch in batches)
     contexts, targets, windows, done = [], [], [], 0
     for batch in batches:
-        assert batch.target is not None
+        if batch.target is None:
+            raise TspruneError("a window has no target to compare forecasts with; give windows with targets")
         keep = _targets(batch)
         context = batch.context[keep].double().cpu().numpy()
         contexts.append(np.pad(context, ((0, 0), (longest - context.shape[1], 0)), constant_values=np.nan))
@@ -106,11 +108,6 @@ def medians(model: Forecaster, batches: Sequence[Batch], steps: int) -> Floats:
         return found
 
     return np.concatenate(list(over_windows(model, batches, step)))
-
-
-def windows_in(batches: Sequence[Batch]) -> int:
-    """Number of windows."""
-    return sum(count_windows(batch) for batch in batches)
 
 
 def share_of_first(study: Study) -> float:

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tsprune.errors import TspruneError
 from tsprune.lens import _tiles
+from tsprune.lens._heads import windows_in
 from tsprune.lens._probe import Curve, Findings, Measure, Probe, Study, Table, Tick
 from tsprune.lens._tiles import HeadScores, Tiles
-from tsprune.lens._windowmeans import head_groups, switched_off, windows_in
+from tsprune.lens._windowmeans import head_groups, switched_off
 from tsprune.models._forecaster import Forecaster
 
 if TYPE_CHECKING:
@@ -110,7 +112,8 @@ def _measured(model: Forecaster, seed: int) -> tuple[_Bench, dict[str, HeadScore
 
         t5 = cast("ChronosT5", model)
         tokens = RepeatedTokens.of(t5, seed)
-        assert tokens is not None
+        if tokens is None:
+            raise TspruneError(f"a context of {model.context_length} steps holds no pattern of tokens twice")
         bench = _Bench(len(tokens.pattern), "surprise at the next token, in nats", lambda: tokens.surprise(t5))
         return bench, *token_scores(t5, tokens)
     tiles = Tiles.of(model, seed)

@@ -12,6 +12,7 @@ import torch
 from tsprune.blocks.branch import Branch, Layer
 from tsprune.data.batch import Batch
 from tsprune.evaluation.intervals import Interval
+from tsprune.lens._heads import windows_in
 from tsprune.lens._probe import Curve, Findings, Measure, Probe, Study, Table, Tick
 from tsprune.lens._windowmeans import (
     Floats,
@@ -23,7 +24,6 @@ from tsprune.lens._windowmeans import (
     steps_of,
     switched_off,
     told,
-    windows_in,
 )
 from tsprune.models._forecaster import Forecaster
 from tsprune.scores._taps import frozen

@@ -10,6 +10,7 @@ import numpy as np
 
 from tsprune.evaluation.intervals import Interval
 from tsprune.lens import _parrots
+from tsprune.lens._heads import windows_in
 from tsprune.lens._probe import Findings, Measure, Probe, Study, Table, Tick
 from tsprune.lens._windowmeans import (
     Floats,
@@ -22,7 +23,6 @@ from tsprune.lens._windowmeans import (
     steps_of,
     switched_off,
     told,
-    windows_in,
 )
 from tsprune.models._forecaster import Forecaster
 

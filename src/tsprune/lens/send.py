@@ -10,9 +10,10 @@ from torch import Tensor
 
 from tsprune.blocks.attention import Attention
 from tsprune.data.batch import Batch
+from tsprune.lens._heads import windows_in
 from tsprune.lens._probe import Findings, Measure, Probe, Study, Table, Tick
 from tsprune.lens._rankings import RankAgreement, rank_agreement
-from tsprune.lens._windowmeans import share_of_first, windows_in
+from tsprune.lens._windowmeans import share_of_first
 from tsprune.models._forecaster import Forecaster
 from tsprune.scores import ablation, taylor
 from tsprune.scores import send as send_score

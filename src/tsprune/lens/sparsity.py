@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tsprune.blocks.experts import MixtureOfExperts
+from tsprune.errors import TspruneError
 from tsprune.lens._heads import ByUnit, listed
 from tsprune.lens._probe import Findings, Measure, Probe, Study, Table, Tick
 from tsprune.models._forecaster import Forecaster
@@ -120,7 +121,8 @@ class _Router:
 
     def read(self, visit: Visit) -> Tensor:
         """Entropies in nats summed over tokens, and their number: `[2]`."""
-        assert self.shares is not None
+        if self.shares is None:
+            raise TspruneError("a router was asked for its shares before it was given tokens")
         return token_sum(torch.special.entr(self.shares).sum(-1, keepdim=True), visit.live)
 
 

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from tsprune import candidates
-from tsprune.__about__ import __version__
 from tsprune.bench.jobs import Done, Job, entries
 from tsprune.bench.kinds.tuned import Fold
 from tsprune.bench.spec import Spec
-from tsprune.bench.work import measured, on_device, readies, result_of
+from tsprune.bench.work import measured, on_device, readies, result_of, workshop
 from tsprune.candidates._candidate import Shorter
-from tsprune.candidates._workshop import Workshop
 from tsprune.errors import TspruneError
-from tsprune.progress import Progress
-from tsprune.stages import Run, read_json
+from tsprune.stages import read_json
 
 
 def run(spec: Spec, job: Job, place: Path) -> Done:
@@ -27,25 +24,21 @@ def run(spec: Spec, job: Job, place: Path) -> Done:
     folds: dict[str, list[Fold]] = {}
     facts: dict[str, dict[str, Any]] = {}
     context = spec.scratch.get("context", 0)
+    shorter = Shorter(spec.scratch.get("steps", 0), spec.scratch.get("small", False))
     for number, (ready, pruning, tuning) in enumerate(readies(spec, job, context=context, neutral=True)):
-        workplace = Run(place / f"fold-{number}", warn=lambda text: None)
-        shop = Workshop(
-            ready, pruning, tuning, workplace, {"tsprune": __version__, **ready.identity}, Progress(quiet=True),
-            Shorter(spec.scratch.get("steps", 0), spec.scratch.get("small", False)),
-        )  # fmt: skip
-        for name in job.wanted:
-            candidate = candidates.find(name)
-            try:
-                candidate.check(pruning, tuning, ready)
-            except TspruneError as error:
-                refused[name] = str(error)
-                continue
-            folder = candidate.training.stage(shop, candidate, None)
-            said = candidate.training.facts(shop, folder)
-            facts[name] = {"budget": said["budget"], **read_json(folder / "trials.json")[0]}
-            model = on_device(folder, ready)
-            folds.setdefault(name, []).append((ready, model, measured(protocol, ready, model)))
-        workplace.close()
+        with workshop(ready, pruning, tuning, place, number, shorter) as shop:
+            for name in job.wanted:
+                candidate = candidates.find(name)
+                try:
+                    candidate.check(pruning, tuning, ready)
+                except TspruneError as error:
+                    refused[name] = str(error)
+                    continue
+                folder = candidate.training.stage(shop, candidate, None)
+                said = candidate.training.facts(shop, folder)
+                facts[name] = {"budget": said["budget"], **read_json(folder / "trials.json")[0]}
+                model = on_device(folder, ready)
+                folds.setdefault(name, []).append((ready, model, measured(protocol, ready, model)))
     found = {}
     for name, parts in folds.items():
         made = result_of(protocol, parts, "scratch", {"training": facts[name]})

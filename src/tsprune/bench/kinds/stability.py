@@ -8,18 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from tsprune.__about__ import __version__
 from tsprune.bench.jobs import Done, Job, Result
 from tsprune.bench.spec import Spec
-from tsprune.bench.work import readies
-from tsprune.candidates._workshop import Workshop
+from tsprune.bench.work import readies, workshop
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
-from tsprune.progress import Progress
 from tsprune.registry import find
 from tsprune.scoring import check_score, portions, window_times
 from tsprune.stability import as_json, scored
-from tsprune.stages import Run
 from tsprune.stagework import check_pruning
 
 KIND = "stability"
@@ -29,9 +25,8 @@ def run(spec: Spec, job: Job, place: Path) -> Done:
     """Scores of the model after its brief tuning, by every score that is wanted; of the first fold."""
     ready, pruning, tuning = next(iter(readies(spec, job)))
     pruning = check_pruning(pruning, ready.model)
-    workplace = Run(place / "fold-0", warn=lambda text: None)
-    shop = Workshop(ready, pruning, tuning, workplace, {"tsprune": __version__, **ready.identity}, Progress(quiet=True))
-    model = shop.model_of(shop.start)
+    with workshop(ready, pruning, tuning, place, 0) as shop:
+        model = shop.model_of(shop.start)
     windows = ready.macro_windows(1, pruning.prune_windows)
 
     def batches_of(chosen: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> list[Batch]:
@@ -54,5 +49,4 @@ def run(spec: Spec, job: Job, place: Path) -> Done:
         row: dict[str, Any] = {"kind": KIND, "windows": len(windows), "agreement": as_json(agreement)}
         arrays = {f"{model.unit_groups()[group].kind}|{group}": np.asarray(v.cpu()) for group, v in found.items()}
         results[name] = Result(row, arrays, "", time.monotonic() - started)
-    workplace.close()
     return Done(results, refused)

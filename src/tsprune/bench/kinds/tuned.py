@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from tsprune import candidates
-from tsprune.__about__ import __version__
 from tsprune.bench.jobs import Done, Job, Result, entries
 from tsprune.bench.spec import Spec
-from tsprune.bench.work import measured, on_device, readies, result_of
-from tsprune.candidates._workshop import Workshop
+from tsprune.bench.work import measured, on_device, readies, result_of, workshop
 from tsprune.errors import TspruneError
 from tsprune.evaluation.evaluate import Evaluation, Predictor
 from tsprune.evaluation.leakage import PRETRAINING
 from tsprune.preparing import Prepared
-from tsprune.progress import Progress
-from tsprune.stages import Run, read_json
+from tsprune.stages import read_json
 from tsprune.stagework import check_pruning
 from tsprune.tuningwork import check_tuning
 
@@ -37,28 +34,25 @@ def run(spec: Spec, job: Job, place: Path) -> Done:
     for number, (ready, pruning, tuning) in enumerate(readies(spec, job)):
         pruning = check_pruning(pruning, ready.model)
         check_tuning(tuning, ready.model)
-        base = {"tsprune": __version__, **ready.identity}
-        with_stages = Run(place / f"fold-{number}", warn=lambda text: None)
-        shop = Workshop(ready, pruning, tuning, with_stages, base, Progress(quiet=True))
         models: dict[str, Predictor] = {}
-        for name in job.wanted:
-            if name == ZERO_SHOT:
-                models[name] = ready.model
-                continue
-            started, candidate = time.monotonic(), candidates.find(name)
-            try:
-                candidate.check(pruning, tuning, ready)
-            except TspruneError as error:
-                refused[name] = str(error)
-                continue
-            source = candidate.start.stage(shop)
-            folder = candidate.training.stage(shop, candidate, source)
-            models[name] = on_device(folder, ready)
-            trials.setdefault(name, []).append(best_trial(read_json(folder / "trials.json")))
-            if source is not None and (source / "plan.json").exists():
-                plans[name] = (source / "plan.json").read_text(encoding="utf-8")
-            seconds[name] = seconds.get(name, 0.0) + time.monotonic() - started
-        with_stages.close()
+        with workshop(ready, pruning, tuning, place, number) as shop:
+            for name in job.wanted:
+                if name == ZERO_SHOT:
+                    models[name] = ready.model
+                    continue
+                started, candidate = time.monotonic(), candidates.find(name)
+                try:
+                    candidate.check(pruning, tuning, ready)
+                except TspruneError as error:
+                    refused[name] = str(error)
+                    continue
+                source = candidate.start.stage(shop)
+                folder = candidate.training.stage(shop, candidate, source)
+                models[name] = on_device(folder, ready)
+                trials.setdefault(name, []).append(best_trial(read_json(folder / "trials.json")))
+                if source is not None and (source / "plan.json").exists():
+                    plans[name] = (source / "plan.json").read_text(encoding="utf-8")
+                seconds[name] = seconds.get(name, 0.0) + time.monotonic() - started
         # Every training of the fold has ended before a test window is cut.
         for name, model in models.items():
             folds.setdefault(name, []).append((ready, model, measured(protocol, ready, model)))

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from tsprune.bench import SPECIALIST
 from tsprune.bench.pages import costblocks, rankblocks
 from tsprune.bench.pages.ends import machine_blocks, missing_alerts
 from tsprune.bench.pages.layout import Cell, Line, Table, measure_name, overall_table, share_tables
@@ -20,7 +21,6 @@ from tsprune.data.words import many
 from tsprune.report.words import human, number, percent
 
 _SAID = ("better", "undecided", "worse")
-_SPECIALIST = "specialist"
 
 
 def write_page(
@@ -148,7 +148,7 @@ def _facts(grid: Grid) -> list[tuple[str, str]]:
     by_name = {str(one["name"]): one for one in scope.get("models") or []}
     against = f"{measure_name(grid.summary['measure'])} against {human(grid.summary['reference'])}"
     found = []
-    for name in dict.fromkeys((leader, _SPECIALIST, "zero_shot")):
+    for name in dict.fromkeys((leader, SPECIALIST, "zero_shot")):
         if name in by_name and name != grid.summary["reference"]:
             ratio, low, high = (number(by_name[name].get(key)) for key in ("ratio", "low", "high"))
             ends = "no interval" if math.isnan(low + high) else f"interval {_moved(low)} to {_moved(high)}"
@@ -193,8 +193,8 @@ def _counts(compared: Sequence[Mapping[str, Any]]) -> dict[str, Counter[str]]:
 def _verdicts(grid: Grid, compared: Sequence[Mapping[str, Any]]) -> list[Block]:
     reference = human(grid.summary["reference"])
     said = "The candidate with the lowest error was found by looking at the test errors, so its lead is flattered"
-    if _SPECIALIST in grid.candidates():
-        said += f"; “{human(_SPECIALIST)}” is what a run would have handed back without looking"
+    if SPECIALIST in grid.candidates():
+        said += f"; “{human(SPECIALIST)}” is what a run would have handed back without looking"
     blocks: list[Block] = [Text(f"{said}.")]
     found = _counts(compared)
     if not found:
