@@ -1,0 +1,1 @@
+"""Forms in which a model leaves tsprune: one file each, with `EXPORT`."""

@@ -1,0 +1,59 @@
+"""What writes a model in another form, and what it is told."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from tsprune.data.batch import Batch
+    from tsprune.models._forecaster import Forecaster
+    from tsprune.progress import Progress
+
+
+@dataclass(frozen=True)
+class Request:
+    """One model to be written.
+
+    Args:
+        model: in eval mode, on the CPU; left as it was found.
+        source: directory or name it was loaded from.
+        out: an empty directory to write into; renamed into place by the caller when `write` returns.
+        batches: windows on which what was written is compared with the model; at least one.
+        horizon: steps to forecast.
+        progress: told what happens.
+        options: choices of one form, such as the bits of a quantised one.
+    """
+
+    model: Forecaster
+    source: str
+    out: Path
+    batches: Sequence[Batch]
+    horizon: int
+    progress: Progress
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Export(ABC):
+    """A form in which a model can be written.
+
+    Attributes:
+        title: for people.
+    """
+
+    title: ClassVar[str]
+
+    def refusal(self, model: Forecaster) -> str:
+        """Why a model cannot be written so, one sentence without a full stop; "" where it can."""
+        return ""
+
+    @abstractmethod
+    def write(self, request: Request) -> dict[str, Any]:
+        """Write the model and check what was written; JSON-able facts: `files` with bytes, and what the check found.
+
+        Raises:
+            TspruneError: what was written does not reproduce the model, or an option is impossible.
+        """
