@@ -68,7 +68,17 @@ def flops(model: object, context: int, horizon: int, batch: int = 1) -> int:
     Raises:
         TspruneError: if one of the sizes is not positive.
     """
-    rows = random_batch(model, batch, context, horizon)
+    return flops_of(model, random_batch(model, batch, context, horizon), horizon)
+
+
+def flops_of(model: object, rows: Batch, horizon: int) -> int:
+    """The same of one forecast of given rows, such as the series of one window together.
+
+    Args:
+        model: as in `flops`.
+        rows: what is forecast.
+        horizon: steps of forecast H.
+    """
     if not isinstance(model, nn.Module):
         return 0
     if not isinstance(model, Predictor):
