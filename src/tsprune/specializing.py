@@ -263,6 +263,8 @@ class Specialization:
             whole = Plan.read(pruned / "plan.json")
             plan = json.loads(folded_plan(whole, self.prepared, folding[PRUNED]).to_json())
         kept = kept_model(chosen, validation)
+        if self.fold and kept == "zero_shot":
+            self.progress.say("note: --fold: the untuned model is handed back as it came, without folding")
         model = (
             self.prepared.model
             if kept == "zero_shot"
