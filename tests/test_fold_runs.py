@@ -64,6 +64,7 @@ def test_prune_folds_what_it_cut_and_the_plan_counts_it(here: Path, capsys: pyte
     assert facts["equivalence"]["relative_float64"] <= 1e-12
     assert "note: --fold: 1 attention of one live key became one linear map each and 1 attention" in err
     assert f"-> {facts['after']:,} parameters" in out
+    assert "parameters (" in called(["plan", "show", "cut"], capsys)[1].split("1 attention folded")[0]
     # A series more is what the folded map cannot know of.
     code, _, err = called(["evaluate", "--model", "cut/model", "--data", "wide.csv", "--together"], capsys)
     assert code
@@ -120,6 +121,7 @@ def test_a_run_folds_what_it_compares_and_takes_the_same_tunings(
             assert entry["parameters"] == old[name]["parameters"]
             continue
         facts = results["folding"][name]
+        assert facts["words"] in entry["notes"]
         assert entry["parameters"] == facts["after"] < facts["before"] == old[name]["parameters"]
         # Idle queries and keys, which are all that leaves thin maps, are never computed.
         fewer = any(place["form"] == "one map" for place in facts["places"])
@@ -161,13 +163,14 @@ class _Listening(tsprune.progress.Progress):
 
 def test_rounding_and_refusals_are_noted() -> None:
     place = {"path": "a", "form": "one map", "across": True}
-    facts = {"equivalence": {"relative": 2e-4}, "places": [place]}
+    facts = {"words": "said", "why": "", "equivalence": {"relative": 2e-4}, "places": [place]}
     assert notes_of(facts) == [
+        "said",
         "rounding of the folded weights moves forecasts by 2.0e-04 of their spread",
         "folded for single series: refuses --together and covariates",
     ]
-    facts = {"equivalence": {"relative": 1e-6}, "places": [place | {"across": False}]}
-    assert notes_of(facts) == []
+    facts |= {"equivalence": {"relative": 1e-6}, "places": [place | {"across": False}]}
+    assert notes_of(facts) == ["said"]
 
 
 def test_predicting_refuses_groups_aloud(here: Path) -> None:

@@ -89,8 +89,8 @@ class Folding:
         return f"{' and '.join(said)}; {self.before:,} -> {self.after:,} parameters"
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, JSON-able."""
-        return asdict(self) | {"places": [asdict(place) for place in self.places]}
+        """The fields and `words`, JSON-able."""
+        return asdict(self) | {"places": [asdict(place) for place in self.places], "words": self.words()}
 
 
 def fold(model: Model, *, single_series: bool) -> tuple[Model, Folding]:

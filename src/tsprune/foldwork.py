@@ -77,12 +77,11 @@ def settle_folding(ready: Prepared, wanted: bool, plan: Plan, out: Path, progres
         (out / FOLDING).unlink(missing_ok=True)
         return plan
     found = fold_to(ready, out, out, plan=plan)
-    progress.say(f"note: --fold: {found.words()}")
-    if found.why:
-        return plan
     facts = read_json(out / FOLDING)
     for note in notes_of(facts):
         progress.say(f"note: --fold: {note}")
+    if found.why:
+        return plan
     plan = folded_plan(plan, ready, facts)
     plan.write(out / "plan.json")
     return plan
@@ -169,8 +168,10 @@ def folded_plan(plan: Plan, ready: Prepared, facts: Mapping[str, Any]) -> Plan:
 
 
 def notes_of(facts: Mapping[str, Any]) -> list[str]:
-    """What a user should know of a folded model, one line each; `facts` is the content of `folding.json`."""
-    notes = []
+    """What a user should know of a folding, one line each; `facts` is the content of `folding.json`."""
+    notes = [facts["words"]]
+    if facts["why"]:
+        return notes
     if facts["equivalence"]["relative"] > ROUNDING:
         notes.append(
             f"rounding of the folded weights moves forecasts by {facts['equivalence']['relative']:.1e} of their spread"
