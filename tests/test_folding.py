@@ -334,3 +334,13 @@ def test_half_precision_keeps_its_type_and_meta_models_fold_without_memory() -> 
         empty = type(MODELS["chronos2"]).from_config(MODELS["chronos2"].config)
     folded: Forecaster = fold(empty, single_series=True)[0]
     assert all(isinstance(a.map, nn.Linear) and a.map.weight.is_meta for a in folded.folded.values())
+
+
+def test_the_lens_counts_a_folded_attention_as_one_of_one_live_key() -> None:
+    from tsprune.lens.send import _mask_gradients, _names
+
+    model = fold(MODELS["chronos2"], single_series=True)[0]
+    homes = [f"{path.rpartition('.')[0]}/attention" for path in model.folded]
+    seen = _mask_gradients(model, [tiny_batch(seed=1), tiny_batch(seed=2)])
+    assert set(homes) < set(_names(model))
+    assert {name for name, alone in seen.alone.items() if alone} == set(homes)
