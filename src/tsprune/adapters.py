@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tsprune.blocks.attention import Attention
 from tsprune.blocks.feedforward import FeedForward
+from tsprune.blocks.folded import FoldedAttention
 from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster
 from tsprune.settings import FinetuneSettings
@@ -104,7 +105,7 @@ def adapted_paths(model: Forecaster, flag: str = "--tuning lora", cure: str = "u
     found = [
         f"{path}.{name}"
         for path, block in model.named_modules()
-        if isinstance(block, Attention | FeedForward)
+        if isinstance(block, Attention | FoldedAttention | FeedForward)
         for name, layer in block.named_modules()
         if isinstance(layer, nn.Linear) and layer.in_features and layer.out_features
     ]

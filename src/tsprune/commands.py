@@ -20,6 +20,7 @@ from tsprune.settings import (
     BaselineSettings,
     CandidateSettings,
     FinetuneSettings,
+    FoldSettings,
     PretrainSettings,
     PruneSettings,
     TaskSettings,
@@ -154,7 +155,8 @@ def run_specialize(chosen: Chosen, quiet: bool) -> None:
         tuning = fit_minutes(place.minutes, ready, pruning, tuning, Run(out), progress, len(tuned))
         for name in sorted(set(trained) - set(tuned)):
             progress.say(f"note: --minutes does not shorten {name}; --scratch-steps does")
-    done = Specialization(ready, out, pruning, tuning, progress, baselines, trained, shorter).run()
+    fold = chosen.make(FoldSettings).fold
+    done = Specialization(ready, out, pruning, tuning, progress, baselines, trained, shorter, fold=fold).run()
     show_results(dict(done.results))
     print(f"report: {out / 'report.html'}")
     best = done.results["chosen"]
@@ -209,6 +211,7 @@ def run_score(chosen: Chosen, quiet: bool) -> None:
 def run_prune(chosen: Chosen, quiet: bool) -> None:
     """Prune a model on your series, round by round with validation, or in one shot by stored scores."""
     from tsprune.budgetwork import budget_missed
+    from tsprune.foldwork import settle_folding
     from tsprune.stagework import adapted, check_place, check_pruning, prune_by_rounds, prune_by_scores
     from tsprune.tuningwork import refuse_rewind
 
@@ -229,6 +232,7 @@ def run_prune(chosen: Chosen, quiet: bool) -> None:
         plan = prune_by_scores(ready, settings, Path(place.scores), out, progress)
     else:
         plan = prune_by_rounds(ready, settings, adapted(ready, settings, progress), out, progress)
+    plan = settle_folding(ready, chosen.make(FoldSettings).fold, plan, out, progress)
     _say_sizes(plan, out)
     if missed := budget_missed(out):
         print(f"{missed} is out of reach: every unit that may go is gone; name more kinds of units with --units")
@@ -243,6 +247,7 @@ def _say_sizes(plan: Plan, out: Path) -> None:
 
 def _transfer(chosen: Chosen, place: PruneOutput, settings: PruneSettings, progress: Progress) -> None:
     """Prune as a plan from elsewhere says."""
+    from tsprune.foldwork import settle_folding
     from tsprune.plancommands import plan_path
     from tsprune.stagework import check_place
     from tsprune.transfer import prune_by_plan, unused
@@ -256,6 +261,7 @@ def _transfer(chosen: Chosen, place: PruneOutput, settings: PruneSettings, progr
     plan, notes = prune_by_plan(ready, settings, path, out)
     for note in notes:
         progress.say(f"note: {note}")
+    plan = settle_folding(ready, chosen.make(FoldSettings).fold, plan, out, progress)
     _say_sizes(plan, out)
 
 
@@ -371,10 +377,19 @@ _ALL = (
     Command(
         "specialize",
         run_specialize,
-        (TaskSettings, RunOutput, PruneSettings, FinetuneSettings, CandidateSettings, BaselineSettings, ReadOptions),
+        (
+            TaskSettings,
+            RunOutput,
+            PruneSettings,
+            FinetuneSettings,
+            FoldSettings,
+            CandidateSettings,
+            BaselineSettings,
+            ReadOptions,
+        ),
     ),
     Command("score", run_score, (TaskSettings, ScoreOutput, PruneSettings, ReadOptions)),
-    Command("prune", run_prune, (TaskSettings, PruneOutput, PruneSettings, ReadOptions)),
+    Command("prune", run_prune, (TaskSettings, PruneOutput, PruneSettings, FoldSettings, ReadOptions)),
     Command("finetune", run_finetune, (TaskSettings, FinetuneOutput, FinetuneSettings, ReadOptions)),
     Command("evaluate", run_evaluate, (TaskSettings, EvaluateOutput, BaselineSettings, ReadOptions)),
     Command("predict", run_predict, (PredictSettings, ReadOptions), "model"),

@@ -50,6 +50,8 @@ class Plan:
         groups: by group name; a group that is not named stays whole.
         indexed: groups of channels on the residual width whose removed channels are cut by an index, where that was
             measured to be faster; those of other such groups are zeroed in place, and still count as parameters.
+        folded: paths of attentions that were made one linear map after the cut, see `tsprune.folding`; `parameters` and
+            `flops` count the folded model. Whoever applies the plan to another model cuts, and folds anew.
     """
 
     base_model: str
@@ -63,6 +65,7 @@ class Plan:
     flops: Mapping[str, int]
     groups: Mapping[str, PlanGroup] = field(default_factory=dict)
     indexed: tuple[str, ...] = ()
+    folded: tuple[str, ...] = ()
 
     @property
     def kept(self) -> dict[str, list[int]]:
@@ -89,6 +92,9 @@ class Plan:
         facts = asdict(self)
         groups = facts.pop("groups")
         facts["indexed"] = list(self.indexed)
+        if folded := facts.pop("folded"):
+            # Files of models without any are as they were before there was folding.
+            facts["folded"] = list(folded)
         head = json.dumps({"schema": SCHEMA, **facts}, indent=1)[:-2]
         lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(group)}" for name, group in groups.items())
         return f'{head},\n "groups": {{\n{lines}\n }}\n}}\n' if lines else f'{head},\n "groups": {{}}\n}}\n'
@@ -121,10 +127,14 @@ class Plan:
         indexed = _typed(facts, "indexed", list, source) if "indexed" in facts else []
         if wrong := [name for name in indexed if name not in groups]:
             raise TspruneError(f"{source}: indexed names {wrong[0]!r}, which is not among the groups")
+        folded = _typed(facts, "folded", list, source) if "folded" in facts else []
+        if odd := [path for path in folded if not isinstance(path, str)]:
+            raise TspruneError(f"{source}: folded holds {odd[0]!r}, expected paths of attentions")
         return cls(
             **values,
             groups={name: _group(name, group, source) for name, group in groups.items()},
             indexed=tuple(indexed),
+            folded=tuple(folded),
         )
 
     @classmethod

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsprune.commands import Command
+from tsprune.data.words import many
 from tsprune.errors import TspruneError
 from tsprune.flags import Chosen
 from tsprune.settings import option
@@ -141,7 +142,8 @@ def _facts(plan: Plan) -> dict[str, Any]:
 def _about(plan: Plan) -> str:
     before, after = plan.parameters["before"], plan.parameters["after"]
     how = f"score {plan.score or 'unknown'}, {plan.schedule or 'unknown schedule'}"
-    return f"for {plan.base_model} ({plan.family}), {how}: {before:,} -> {after:,} parameters ({after / before:.0%})"
+    told = f"for {plan.base_model} ({plan.family}), {how}: {before:,} -> {after:,} parameters ({after / before:.0%})"
+    return f"{told}, {many(len(plan.folded), 'attention')} folded" if plan.folded else told
 
 
 COMMANDS = (

@@ -309,7 +309,14 @@ def refuse_unsupported(panel: Panel, model: Forecaster, together: bool) -> None:
         )
     # A model cut on groups of series lost what they did not need either, and was judged so.
     on_groups = [model.task.get(key) for key in ("together", "past_covariates", "known_covariates")]
-    if (together or panel.past_names or panel.known_names) and not model.mixes_series and not any(on_groups):
+    grouped = together or panel.past_names or panel.known_names
+    if grouped and any(attention.across for attention in model.folded.values()):
+        raise TspruneError(
+            "this model was folded for single series: its attention across series is a linear map, which cannot mix "
+            "the series of a group; leave out --together, --past-covariates and --known-covariates, or start from the "
+            "model before --fold"
+        )
+    if grouped and not model.mixes_series and not any(on_groups):
         raise TspruneError(
             "this model was pruned for single series and has no queries and keys left to tell the series of a group "
             "apart; leave out --together, --past-covariates and --known-covariates, or start from the unpruned model"

@@ -202,6 +202,17 @@ class PruneSettings:
             )
 
 
+@dataclass(frozen=True)
+class FoldSettings:
+    """What becomes of a model at the very end."""
+
+    fold: bool = option(
+        False,
+        "Turn every attention in which a query has but one key into the one linear map that it is: exact, smaller and "
+        "faster. Attention across series counts where series are forecast alone; the model then refuses groups.",
+    )
+
+
 # On the bundled model and sample, 60 steps: everything wants 3e-4 to 1e-3, the head and adapters about ten times as
 # much (best of five rates from 3e-4 to 3e-2: 1e-2 for both; at 3e-2 adapters never got below where they began).
 RATES: dict[str, tuple[float, ...]] = {

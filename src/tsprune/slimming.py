@@ -132,20 +132,23 @@ def equivalence(
     """
     if isinstance(kept, Plan):
         kept = kept.kept
-    difference, relative = _difference(model, slimmed, kept, batch, horizon, torch.float32)
-    _, exact = _difference(model, slimmed, kept, batch, horizon, torch.float64)
+    largest, relative = difference(model, slimmed, kept, batch, horizon, torch.float32)
+    _, exact = difference(model, slimmed, kept, batch, horizon, torch.float64)
     return {
-        "max_abs_difference": difference,
+        "max_abs_difference": largest,
         "relative": relative,
         "relative_float64": exact,
         "windows": int(window_index(batch).max()) + 1,
     }
 
 
-def _difference(
+def difference(
     model: Forecaster, slimmed: Forecaster, kept: Kept, batch: Batch, horizon: int, dtype: torch.dtype
 ) -> tuple[float, float]:
-    """Largest difference of the forecasts, and its share of their standard deviation, in one precision."""
+    """Largest difference of the forecasts, and its share of their standard deviation, in one precision.
+
+    Arguments as in `equivalence`; copies of the models are made where they are of another type than `dtype`.
+    """
     wide, narrow = (m if m.dtype == dtype else copy.deepcopy(m).to(dtype) for m in (model, slimmed))
     batch = batch.to(wide.device)
     batch = replace(
@@ -156,9 +159,9 @@ def _difference(
     )
     with wide.masked(kept):
         expected = wide.forecast(batch, horizon)
-    difference = float((narrow.forecast(batch, horizon) - expected).abs().max())
+    largest = float((narrow.forecast(batch, horizon) - expected).abs().max())
     spread = float(expected.double().std(correction=0))
-    return difference, difference / spread if spread > 0 else difference
+    return largest, largest / spread if spread > 0 else largest
 
 
 def make_plan(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsprune import candidates
 from tsprune.__about__ import __version__
+from tsprune.candidates import PRUNED
 from tsprune.candidates._candidate import AS_PUBLISHED, Shorter
 from tsprune.candidates._workshop import Workshop, plan_of
 from tsprune.errors import TspruneError
@@ -20,13 +21,22 @@ from tsprune.evaluation.baselines import DEFAULT, Baseline, check
 from tsprune.evaluation.baselines import names as baseline_names
 from tsprune.evaluation.evaluate import Predictor
 from tsprune.flags import Settings, validated
+from tsprune.foldwork import fold_stages, folded_plan, folding_of, notes_of
 from tsprune.models import fingerprint, load, save
 from tsprune.models._forecaster import Forecaster
+from tsprune.plan import Plan
 from tsprune.predicting import as_model, as_panel
 from tsprune.preparing import Prepared, prepare
 from tsprune.progress import Progress
 from tsprune.proof import MEASURED, baselines_of, judge, measured, open_test, say_costs
-from tsprune.settings import BaselineSettings, CandidateSettings, FinetuneSettings, PruneSettings, TaskSettings
+from tsprune.settings import (
+    BaselineSettings,
+    CandidateSettings,
+    FinetuneSettings,
+    FoldSettings,
+    PruneSettings,
+    TaskSettings,
+)
 from tsprune.stages import Run, read_json, write_json
 from tsprune.stagework import check_place, check_pruning, with_task
 from tsprune.tuningwork import check_tuning, tuning_facts
@@ -70,8 +80,8 @@ def specialize(
         out: run directory.
         options: how to read a file or a table.
         progress: where to report; None keeps quiet.
-        settings: any field of `TaskSettings`, `PruneSettings`, `FinetuneSettings`, `CandidateSettings` or
-            `BaselineSettings`, such as `horizon=24`.
+        settings: any field of `TaskSettings`, `PruneSettings`, `FinetuneSettings`, `FoldSettings`,
+            `CandidateSettings` or `BaselineSettings`, such as `horizon=24`.
 
     Returns:
         The specialist with its results.
@@ -79,7 +89,7 @@ def specialize(
     Raises:
         TspruneError: anything about the input that cannot be met; nothing is half-written then.
     """
-    sections = (TaskSettings, PruneSettings, FinetuneSettings, CandidateSettings, BaselineSettings)
+    sections = (TaskSettings, PruneSettings, FinetuneSettings, FoldSettings, CandidateSettings, BaselineSettings)
     known = {entry.name for section in sections for entry in fields(section)}
     if unknown := sorted(set(settings) - known):
         raise TspruneError(f"unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
@@ -102,7 +112,8 @@ def specialize(
     series = None if panel is None else as_panel(panel, options)
     prepared = prepare(replace(task, model=name), options, panel=series, model=loaded)
     quiet = progress or Progress(quiet=True)
-    return Specialization(prepared, Path(out), pruning, tuning, quiet, baselines, trained, shorter).run()
+    fold = part(FoldSettings).fold
+    return Specialization(prepared, Path(out), pruning, tuning, quiet, baselines, trained, shorter, fold=fold).run()
 
 
 class Specialization:
@@ -118,8 +129,10 @@ class Specialization:
         baselines: Sequence[str] = DEFAULT,
         trained: Sequence[str] = candidates.DEFAULT,
         shorter: Shorter = AS_PUBLISHED,
+        *,
+        fold: bool = False,
     ) -> None:
-        self.prepared, self.tuning, self.progress = prepared, tuning, progress
+        self.prepared, self.tuning, self.progress, self.fold = prepared, tuning, progress, fold
         check(baselines)
         self.chosen_baselines = tuple(baselines)
         # Asking now refuses impossible tasks before anything is written.
@@ -141,12 +154,20 @@ class Specialization:
             _ = self.workshop.start, self.workshop.pruned
             sources = {name: one.start.stage(self.workshop) for name, one in self.trained.items()}
             tuned = {name: one.training.stage(self.workshop, one, sources[name]) for name, one in self.trained.items()}
-            validation = self.validation_stage(tuned)
+            final = self.folded(sources, tuned)
+            validation = self.validation_stage(final)
             chosen = judge(validation)
-            test = self.test_stage(tuned, chosen)
-            return self.finish(sources, tuned, validation, test, chosen)
+            test = self.test_stage(final, chosen)
+            return self.finish(sources, tuned, final, validation, test, chosen)
         finally:
             self.workplace.close()
+
+    def folded(self, sources: Mapping[str, Path | None], tuned: Mapping[str, Path]) -> Mapping[str, Path]:
+        """The stages with the models that are compared and handed back: folded where that is set and possible."""
+        if not self.fold:
+            return tuned
+        plans = {name: plan_of(source) for name, source in sources.items()}
+        return fold_stages(self.prepared, self.workplace, self.base, tuned, plans, self.progress)
 
     def models(self, tuned: Mapping[str, Path]) -> dict[str, Predictor]:
         """Every candidate by name, in the order of the table."""
@@ -208,6 +229,7 @@ class Specialization:
         self,
         sources: Mapping[str, Path | None],
         tuned: Mapping[str, Path],
+        final: Mapping[str, Path],
         validation: Mapping[str, Any],
         test: Path,
         chosen: str,
@@ -224,6 +246,9 @@ class Specialization:
         }
         trials = {name: read_json(folder / "trials.json") for name, folder in tuned.items()}
         remarks = {name: one.training.notes(tuned[name]) for name, one in self.trained.items()}
+        folding = {name: facts for name, folder in final.items() if (facts := folding_of(folder)) is not None}
+        for name, facts in folding.items():
+            remarks[name] = [*remarks[name], *notes_of(facts)]
         results = assemble(
             self.prepared, self.sizes, validation, stages, trials, chosen, self.workplace.seconds, remarks
         )
@@ -232,11 +257,18 @@ class Specialization:
             results["trained"] = {name: one.facts(self.workshop, tuned[name]) for name, one in self.trained.items()}
         out = self.workplace.directory
         plan = json.loads((pruned / "plan.json").read_text(encoding="utf-8"))
+        if folding:
+            results["folding"] = folding
+        if PRUNED in folding:
+            whole = Plan.read(pruned / "plan.json")
+            plan = json.loads(folded_plan(whole, self.prepared, folding[PRUNED]).to_json())
         kept = kept_model(chosen, validation)
+        if self.fold and kept == "zero_shot":
+            self.progress.say("note: --fold: the untuned model is handed back as it came, without folding")
         model = (
             self.prepared.model
             if kept == "zero_shot"
-            else load(tuned[kept] / "model", device=self.prepared.task.device)
+            else load(final[kept] / "model", device=self.prepared.task.device)
         )
         save(with_task(model, self.prepared), out / "model", plan_of(sources.get(kept)))
         write_json(out / "plan.json", plan)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from tsprune.blocks.attention import Attention
 from tsprune.blocks.experts import MixtureOfExperts
 from tsprune.blocks.feedforward import FeedForward
+from tsprune.blocks.folded import FoldedAttention
 from tsprune.blocks.gate import Gate
 from tsprune.blocks.mixer import Mixer
 from tsprune.blocks.units import Block, Part, UnitGroup
 
-Inner = Attention | FeedForward | MixtureOfExperts | Mixer
+Inner = Attention | FoldedAttention | FeedForward | MixtureOfExperts | Mixer
 
 
 class Branch(Block):
@@ -28,7 +29,7 @@ class Branch(Block):
 
     Args:
         name: attribute under which the inner block is registered, as in the public checkpoint.
-        inner: an attention, a feed-forward block, a mixture of experts or a mixer.
+        inner: an attention, as it is or folded, a feed-forward block, a mixture of experts or a mixer.
         norm: normalisation applied first, or last with `after`.
         width: residual width D, the last axis of what `inner` returns.
         dropout: probability on the branch's output, in training.
@@ -49,7 +50,7 @@ class Branch(Block):
     ) -> None:
         super().__init__()
         self.inner_name = name
-        self.kind = "attention" if isinstance(inner, Attention) else "ffn"
+        self.kind = "attention" if isinstance(inner, Attention | FoldedAttention) else "ffn"
         self.add_module(name, inner)
         self.after = after
         self.layer_norm: nn.Module | None = norm
@@ -76,6 +77,12 @@ class Branch(Block):
             x = x + (self.dropout(out) if self.training else out)
         result: Tensor = norm(x) if self.after else x
         return result
+
+    def holding(self, inner: Inner) -> Branch:
+        """A copy with another block inside, of the same kind."""
+        other = self.shell()
+        other._modules[self.inner_name] = inner
+        return other
 
     def unit_groups(self, path: str) -> list[UnitGroup]:
         """One group of one unit: the branch."""

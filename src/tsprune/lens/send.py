@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tsprune.blocks.attention import Attention
+from tsprune.blocks.folded import FoldedAttention
 from tsprune.data.batch import Batch
 from tsprune.lens._heads import windows_in
 from tsprune.lens._probe import Findings, Measure, Probe, Study, Table, Tick
@@ -245,11 +246,11 @@ def _parts(batches: Sequence[Batch]) -> list[Batch]:
 
 
 def _names(model: Forecaster) -> list[str]:
-    """Groups of whole attentions that have heads left."""
+    """Groups of whole attentions that have heads left, or are folded, which have one live key as well."""
     found = []
     for name, group in model.unit_groups().items():
         inner = getattr(model.get_submodule(group.path), "inner", None)
-        if group.kind == "attention" and isinstance(inner, Attention):
+        if group.kind == "attention" and isinstance(inner, Attention | FoldedAttention):
             found.append(name)
     return found
 

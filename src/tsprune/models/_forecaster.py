@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from tsprune.blocks.folded import FoldedAttention
 from tsprune.blocks.gate import Gate
 from tsprune.blocks.units import Block, UnitGroup, check_floor, check_kept
 from tsprune.data.batch import Batch
@@ -246,6 +247,11 @@ class Forecaster(nn.Module):
         finally:
             for gate, mask_before in before.items():
                 gate.mask = mask_before
+
+    @property
+    def folded(self) -> dict[str, FoldedAttention]:
+        """Attentions that are one linear map each, by path, in network order; see `tsprune.folding`."""
+        return {path: module for path, module in self.named_modules() if isinstance(module, FoldedAttention)}
 
     @property
     def mixes_series(self) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tsprune import registry
 from tsprune.errors import TspruneError
+from tsprune.folding import refolded
 from tsprune.models._forecaster import OBJECTIVE, Forecaster
 from tsprune.models._fresh import without_memory
 from tsprune.plan import Plan, PlanGroup
@@ -59,7 +60,8 @@ def load(source: str | Path, *, family: str | None = None, dtype: str = "float32
     kind = family_of(config, family, directory / CONFIG)
     model = without_weights(kind, config, directory / CONFIG)
     if (directory / PLAN).exists():
-        model = slim(model, Plan.read(directory / PLAN))
+        plan = Plan.read(directory / PLAN)
+        model = refolded(slim(model, plan), plan.folded, directory / PLAN)
     tensors, origin = read_weights(directory)
     fill(model, tensors, origin, dtype)
     model.objective = str(config.get(OBJECTIVE, model.objective))
@@ -103,7 +105,7 @@ def fill(model: Forecaster, tensors: dict[str, Tensor], origin: Path | str, dtyp
 
 
 def save(model: Forecaster, directory: str | Path, plan: Plan | None = None) -> Path:
-    """Write `config.json`, `model.safetensors` and, for a slim model, `plan.json`; all of them or none.
+    """Write `config.json`, `model.safetensors` and, for a slim or folded model, `plan.json`; all of them or none.
 
     A directory that holds an earlier checkpoint is replaced; one that holds anything else is refused.
 
@@ -133,7 +135,7 @@ def save(model: Forecaster, directory: str | Path, plan: Plan | None = None) -> 
         chosen = {} if model.objective == "own" else {OBJECTIVE: model.objective}
         write_text(partial / CONFIG, json.dumps({**model.config, **chosen}, indent=2) + "\n")
         write_tensors(partial / WEIGHTS, model.tensors_to_public(), {"format": "pt"})
-        if model.kept or plan is not None:
+        if model.kept or model.folded or plan is not None:
             write_text(partial / PLAN, whole_plan(model, plan).to_json())
         _exchange(partial, target, old)
     finally:
@@ -180,7 +182,7 @@ def whole_plan(model: Forecaster, plan: Plan | None) -> Plan:
     return Plan(
         facts.base_model, facts.base_fingerprint, model.family, facts.score, facts.schedule,
         facts.data_fingerprint, facts.seed, sizes, facts.flops, ordered,
-        tuple(name for name in model.indexed if name in ordered),
+        tuple(name for name in model.indexed if name in ordered), tuple(model.folded),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from tsprune.blocks.across import AcrossSeriesAttention, Groups
 from tsprune.blocks.attention import Attention
 from tsprune.blocks.branch import Branch, Layer
 from tsprune.blocks.feedforward import FeedForward
+from tsprune.blocks.folded import mixes
 from tsprune.blocks.norms import RMSNorm
 from tsprune.blocks.patching import (
     InstanceScale,
@@ -159,8 +160,7 @@ class Chronos2(Forecaster):
 
         Single series have no use for these queries and keys, so a cut for them removes them first.
         """
-        across = [m for m in self.modules() if isinstance(m, AcrossSeriesAttention) and m.heads]
-        return not across or any(attention.shape.pair_width for attention in across)
+        return mixes(self)
 
     def reset_parameters(self) -> None:
         """Fresh weights."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tsprune.blocks.across import AcrossSeriesAttention, Groups
+from tsprune.blocks.folded import mixes
 from tsprune.blocks.patching import left_fill, right_fill
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
@@ -105,8 +106,7 @@ class Toto(Forecaster):
     @property
     def mixes_series(self) -> bool:
         """Whether some attention across series has queries and keys left, or none of them has any heads."""
-        across = [m for m in self.modules() if isinstance(m, AcrossSeriesAttention) and m.heads]
-        return not across or any(attention.shape.pair_width for attention in across)
+        return mixes(self)
 
     def forward(self, context: Tensor, *, observed: Tensor | None = None, groups: Groups | None = None) -> Outlook:
         """What every patch expects of the next one.
