@@ -25,6 +25,7 @@ from tsprune.data.batch import Batch
 from tsprune.lens import _ablating as ablating
 from tsprune.lens import _similarity as similarity
 from tsprune.models._forecaster import Forecaster
+from tsprune.scores._ranks import average_ranks
 from tsprune.scores.ablation import scores
 from tsprune.slimming import slim
 
@@ -158,14 +159,14 @@ def test_the_probe_costs_what_it_says_and_agrees_with_the_score_and_with_slim_mo
     model = tiny_model("chronos_bolt", seed=2)
     batch = tiny_batch(4)
     study, probe = study_of(model, halves(batch)), lens.find("ablation")
-    with counted(model) as calls:
+    with counted(model, windows=True) as calls:
         found, ticks = ran(probe, study)
-    assert sum(calls.values()) == 2 * probe.passes(study) == 2 * ticks
+    assert sum(calls.values()) == batch.rows * probe.passes(study) == batch.rows * ticks
     json.dumps(found.to_json(), allow_nan=False)
     assert {measure.unit for measure in found.measures} == set(KINDS)
     score = scores(model, study.first, kinds=KINDS)
     for name, values in score.items():
-        assert found.facts["zero"]["loss"][name] == pytest.approx(values.tolist(), abs=1e-6)
+        assert found.facts["zero"]["loss"][name] == pytest.approx(values.tolist(), abs=1e-5)
     name = "decoder.block.1.layer.2/ffn"
     truth, smaller = ablating.truth([batch]), slim(model, {name: []})
     whole, cut = ablating.medians(model, [batch]), ablating.medians(smaller, [batch])
@@ -193,7 +194,7 @@ ROWS = st.lists(st.integers(0, 4), min_size=7, max_size=7)
 @given(first=ROWS, second=ROWS)
 def test_distances_equal_scipy_with_ties(first: list[int], second: list[int]) -> None:
     a, b = torch.tensor([first]).double(), torch.tensor([second]).double()
-    assert similarity.average_ranks(a)[0].tolist() == stats.rankdata(first).tolist()
+    assert average_ranks(a)[0].tolist() == stats.rankdata(first).tolist()
     found = float(similarity.spearman_distance(a, b))
     flat = [len(set(row)) == 1 for row in (first, second)]
     if any(flat):
