@@ -191,7 +191,7 @@ def test_other_errors_are_not_swallowed() -> None:
 
 
 def test_what_does_nothing_has_a_growth_of_exactly_one() -> None:
-    model = toy("plain")
+    model = toy("both sorts of networks")
     batch = toy_batch()
     group = next(iter(ablating.groups_of(model, "head").values()))
     with torch.no_grad():
