@@ -1,7 +1,8 @@
 """What SEND sees of attentions that stop selecting, one at a time, in a trained model and by closed forms.
 
-Even attention lowers it, in time to the last place. Attention of every token to itself raises it: all of a query's
-effect is then on one key, and that is dispersion. SEND is no detector of such attentions.
+Even attention lowers it, in time to the last place. That is no law: on windows of few patches, and across series,
+where a window has few keys, it can stay or rise, since a model that is broken has larger gradients. Attention of every
+token to itself raises it: all of a query's effect is then on one key, and that is dispersion.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ import torch
 from torch import Tensor
 
 import tsprune
-from tests.toy import attention, toy, toy_batch
+from tests.toy import HEAD, PATCH, WIDTH, Toy, attention, toy_batch
 from tsprune.blocks.attention import Attention
+from tsprune.blocks.feedforward import FeedForward
+from tsprune.blocks.positions import rotary_table
 from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster
 from tsprune.scores import send
 
 TIME = [f"encoder.block.{n}.layer.0/attention" for n in range(4)]
 SERIES = [f"encoder.block.{n}.layer.1/attention" for n in range(4)]
-ROWS, CONTEXT, HORIZON = 8, 96, 16
+ROWS, CONTEXT, HORIZON = 24, 256, 16
 
 
 @cache
@@ -36,9 +39,7 @@ def trained() -> tuple[Forecaster, Batch]:
     series = torch.tensor(table["registered"].to_numpy(), dtype=torch.float32)
     starts = torch.linspace(0, len(series) - CONTEXT - HORIZON, ROWS).long().tolist()
     windows = torch.stack([series[start : start + CONTEXT + HORIZON] for start in starts])
-    return tsprune.load("mini").eval(), Batch(
-        windows[:, :CONTEXT], windows[:, CONTEXT:], torch.arange(ROWS) // 2
-    )
+    return tsprune.load("mini").eval(), Batch(windows[:, :CONTEXT], windows[:, CONTEXT:], torch.arange(ROWS) // 2)
 
 
 @cache
@@ -66,7 +67,7 @@ def even(block: Attention) -> None:
 
 def to_itself(block: Attention) -> None:
     """Queries that are the keys, and long: a token is nearest to itself."""
-    block.q.weight.copy_(10 * block.k.weight / block.k.weight.norm() * len(block.k.weight) ** 0.5)
+    block.q.weight.copy_(30 * block.k.weight / block.k.weight.norm() * len(block.k.weight) ** 0.5)
 
 
 def weight_on_itself(model: Forecaster, name: str) -> float:
@@ -87,7 +88,7 @@ def weight_on_itself(model: Forecaster, name: str) -> float:
 @pytest.mark.parametrize("name", TIME)
 def test_attention_in_time_that_becomes_even_falls_to_the_last_place_of_its_sort(name: str) -> None:
     found = sends(changed(name, even))
-    assert found[name] < whole()[name] / 1.5
+    assert found[name] < whole()[name] / 1.3
     assert min(TIME, key=lambda one: found[one]) == name
 
 
@@ -97,31 +98,38 @@ def test_attention_across_series_that_becomes_even_falls_but_need_not_be_last(na
     assert sends(changed(name, even))[name] < whole()[name]
 
 
-@pytest.mark.parametrize("name", [*TIME, SERIES[0]])
+@pytest.mark.parametrize("name", TIME)
 def test_attention_to_oneself_is_not_seen(name: str) -> None:
     model = changed(name, to_itself)
-    assert weight_on_itself(model, name) > 0.8
-    assert sends(model)[name] > whole()[name]
+    assert weight_on_itself(model, name) > 0.7  # the rest is on patches that are alike
+    assert sends(model)[name] > 2 * whole()[name]
 
 
-@pytest.mark.parametrize("layer", range(3))
-def test_among_attentions_that_select_an_even_one_ranks_last_wherever_it_is(layer: int) -> None:
-    """Its values differ, unlike those of an attention whose output is constant."""
-    model = toy("three")
-    del model
-    torch.manual_seed(6)
-    blocks = [attention(bias=True) for _ in range(3)]
-    for number, block in enumerate(blocks):
+class SideBySide(Toy):
+    """The attentions read the same tokens, and what they say is added up: none stands nearer to the loss."""
+
+    def forward(self, context: Tensor) -> Tensor:
+        x = self.embed(context.nan_to_num().view(len(context), -1, PATCH).to(self.dtype))
+        given = {"mask": self.allowed(context)[:, None], "rotary": rotary_table(torch.arange(x.shape[1]), HEAD)}
+        said = [layer.branches[0].inner(layer.branches[0].layer_norm(x), **given) for layer in self.block]
+        return self.out((x + torch.stack(said).sum(0)).mean(1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_among_attentions_that_select_a_planted_even_one_ranks_last_wherever_it_is(seed: int) -> None:
+    """All read and write alike, and differ in what they look at. Values differ, so that no score is 0."""
+    for planted in range(3):
+        torch.manual_seed(seed)
+        model = SideBySide([attention() for _ in range(3)], [FeedForward(WIDTH, 2) for _ in range(3)]).double().eval()
         with torch.no_grad():
-            block.q.weight.mul_(0 if number == layer else 20)
-            block.q.bias.zero_()
-    found = send_of(blocks)
-    assert min(range(3), key=lambda number: found[number]) == layer
-    assert found[layer] > 0
-
-
-def send_of(blocks: list[Attention]) -> list[float]:
-    raise NotImplementedError
+            for number, layer in enumerate(model.block):
+                inner, first = layer.branches[0].inner, model.block[0].branches[0].inner
+                inner.v.weight.copy_(first.v.weight)
+                inner.o.weight.copy_(first.o.weight)
+                inner.q.weight.mul_(0 if number == planted else 20)
+        found = [float(value) for value in send.scores(model, [toy_batch()]).values()]
+        assert min(range(3), key=found.__getitem__) == planted
+        assert found[planted] > 1e-5
 
 
 # ---- closed forms

@@ -21,7 +21,7 @@ Masks = Mapping[Gate, Tensor]
 Work = Callable[[Batch], Tensor]
 """Values of a portion, those of a window behind those of the window before it: `[n, ...]`."""
 TOKENS = {"cpu": 512}
-"""Context tokens of a pass up to which ablations share it; see benchmarks/ablation_batches.json."""
+"""Context tokens of a pass up to which ablations share it; see benchmarks/ablation_batches.py."""
 ELSEWHERE = 16 * 1024
 """The same for accelerators, on which only memory sets a limit."""
 
