@@ -1,6 +1,6 @@
 """Does it pay to let several ablations share a forward pass, and up to how many tokens?
 
-    OMP_NUM_THREADS=1 python benchmarks/ablation_batches.py [MODEL ...] [--rounds 9]
+    OMP_NUM_THREADS=1 python benchmarks/ablation_batches.py [MODEL ...] [--rounds 9] [--windows 8 64] [--limits 512]
 
 Eight heads off, one at a time, on random walks of 256 steps: one pass each, or as many in a pass as a limit on its
 context tokens allows. Both take turns within a round; a ratio is processor time of the shared passes over that of the
@@ -70,6 +70,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["mini"])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--windows", nargs="*", type=int, default=list(WINDOWS))
+    parser.add_argument("--limits", nargs="*", type=int, default=list(LIMITS))
     given = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
@@ -79,8 +81,8 @@ def main() -> None:
             name if not Path(name).exists() else f"{model.family} of {model.parameter_count() / 1e6:.1f} M parameters"
         )
         found[known] = {}
-        for limit in (None, *LIMITS):
-            rows = [measured(model, windows, limit, given.rounds) for windows in WINDOWS]
+        for limit in (None, *given.limits):
+            rows = [measured(model, windows, limit, given.rounds) for windows in given.windows]
             rows = [row for row in rows if limit is None or row["at_once"] > 1]
             found[known]["usual" if limit is None else str(limit)] = rows
             for row in rows:

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.lens_fixture import counted
 from tests.test_families import as_double, fitting_batch
 from tests.tiny import ALL_FAMILIES, grouped_batch, tiny_batch, tiny_model, waves
-from tests.toy import toy, toy_batch
+from tests.toy import TOYS, case_of, toy, toy_batch
 from tsprune.blocks.gate import Gate, OtherRows, Rows, mask_for
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
@@ -22,6 +24,7 @@ from tsprune.lens._together import Together
 from tsprune.models._forecaster import Forecaster, Kept, window_index
 
 MANY = 1 << 20
+SMALL = tiny_model("chronos2", seed=4).double()
 every_family = pytest.mark.parametrize("family", ALL_FAMILIES)
 
 
@@ -50,6 +53,36 @@ def test_losses_and_forecasts_together_equal_those_one_by_one(family: str) -> No
     wanted = torch.stack([ablating.medians(model, batches, kept) for kept in several])
     torch.testing.assert_close(forecasts, wanted, rtol=1e-9, atol=1e-9)
     assert all(gate.mask is None and gate.fill is None for gate in model.modules() if isinstance(gate, Gate))
+
+
+@pytest.mark.parametrize("case", TOYS)
+def test_the_same_for_shared_keys_uneven_heads_and_experts_that_leave_the_router(case: str) -> None:
+    model, batch = case_of(case)
+    several = one_of_each_kind(model)
+    found = batched.losses_of(model, [batch], several, tokens=MANY)
+    alone = torch.stack([ablating.losses(model, [batch], kept) for kept in several])
+    torch.testing.assert_close(found, alone, rtol=1e-10, atol=1e-12)
+    if case == "experts":
+        assert any(name.endswith("/expert") for kept in several for name in kept)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(data=st.data(), tokens=st.integers(1, 400), number=st.integers(1, 7))
+def test_any_ablations_in_passes_of_any_size_equal_those_one_by_one(
+    data: st.DataObject, tokens: int, number: int
+) -> None:
+    model, batches = SMALL, [as_double(grouped_batch()), as_double(tiny_batch(3, length=20))]
+    groups = [group for group in model.unit_groups().values() if group.kind in ("head", "ffn_channel", "attention")]
+    several: list[Kept] = [
+        {
+            group.name: sorted(data.draw(st.sets(st.integers(0, group.units - 1))))
+            for group in data.draw(st.lists(st.sampled_from(groups), max_size=3, unique=True))
+        }
+        for _ in range(number)
+    ]
+    found = batched.losses_of(model, batches, several, tokens=tokens)
+    alone = torch.stack([ablating.losses(model, batches, kept) for kept in several])
+    torch.testing.assert_close(found, alone, rtol=1e-9, atol=1e-9)
 
 
 @every_family
