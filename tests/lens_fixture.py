@@ -15,6 +15,7 @@ from tsprune.data.batch import Batch
 from tsprune.evaluation.timeblocks import Blocks
 from tsprune.lens._probe import Findings, Probe, Study
 from tsprune.models._forecaster import Forecaster
+from tsprune.scores._work import count_windows
 
 
 def study_of(
@@ -42,16 +43,16 @@ def windows_for(model: Forecaster) -> Batch:
 
 
 @contextmanager
-def counted(model: Forecaster) -> Iterator[dict[str, int]]:
-    """How many windows' losses and forecasts the model is asked for, in batches."""
+def counted(model: Forecaster, *, windows: bool = False) -> Iterator[dict[str, int]]:
+    """How often the model is asked for the losses and the forecasts of a batch, or of how many windows together."""
     found = {"loss": 0, "forecast": 0}
 
     def counting(name: str) -> Any:
         real = getattr(type(model), name)
 
-        def asked(self: Forecaster, *given: Any, **named: Any) -> Any:
-            found[name] += 1
-            return real(self, *given, **named)
+        def asked(self: Forecaster, batch: Batch, *given: Any, **named: Any) -> Any:
+            found[name] += count_windows(batch) if windows else 1
+            return real(self, batch, *given, **named)
 
         return asked
 

@@ -32,7 +32,7 @@ class Toy(Forecaster):
         self, attentions: Sequence[Attention], feeds: Sequence[nn.Module], *, causal: bool = False, norms: str = "first"
     ) -> None:
         super().__init__()
-        self.config = {}
+        self.config, self.context_length = {}, 64
         self.causal = causal
         self.embed = nn.Linear(PATCH, WIDTH)
 

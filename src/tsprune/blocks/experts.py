@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tsprune.blocks.feedforward import FeedForward
-from tsprune.blocks.gate import Gate, Rows
+from tsprune.blocks.gate import Gate, Rows, mask_for
 from tsprune.blocks.units import Block, Part, UnitGroup, shell
 from tsprune.errors import TspruneError
 
@@ -111,7 +111,7 @@ class MixtureOfExperts(Block):
         """Combine weights `[B, T, E]`, 0 where a token is not sent, and the experts of each token `[B, T, k]`."""
         logits = self.gate(x)
         if (mask := self.expert_gate.mask) is not None:
-            logits = logits.masked_fill(mask.to(logits.device) == 0, float("-inf"))
+            logits = logits.masked_fill(mask_for(mask, logits) == 0, float("-inf"))
         shares = logits.float().softmax(-1) if logits.dtype != torch.float64 else logits.softmax(-1)
         best, chosen = shares.topk(self.top_k, dim=-1)
         if self.normalise:

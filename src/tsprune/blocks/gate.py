@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+class OtherRows(RuntimeError):
+    """A gate has a mask for each row of a batch, and what passes it has other rows."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,8 @@ class Gate(nn.Module):
         owner: `[E]` int64, the unit of each entry, where units are not equally wide or not side by side.
 
     Attributes:
-        mask: `[U]`, 1 for units that are on, 0 for those that are off; None for all on.
+        mask: `[U]`, 1 for units that are on, 0 for those that are off; `[B, U]` where that differs from row to row of
+            what passes the gate, as when several ablations share a pass; None for all on.
         fill: `[E]`, what the entries of units that are off are instead of zero; nothing without a mask. Blocks that
             apply the mask elsewhere, as mixtures of experts do, do not look at it.
     """
@@ -130,8 +136,8 @@ class Gate(nn.Module):
     def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
         """`[B, ..., E]` in and out; `[n, E]` with `rows` where tokens of all rows come together."""
         if self.mask is not None:
-            mask = self.mask.to(device=x.device, dtype=x.dtype)
-            on = mask.repeat_interleave(self.width) if self.owner is None else mask[self.owner.to(x.device)]
+            mask = mask_for(self.mask, x, rows).to(x.dtype)
+            on = mask.repeat_interleave(self.width, -1) if self.owner is None else mask[..., self.owner.to(x.device)]
             x = x * on
             if self.fill is not None:
                 x = x + (1 - on) * self.fill.to(device=x.device, dtype=x.dtype)
@@ -150,3 +156,41 @@ class Gate(nn.Module):
         """Sizes, and whether the gate is in use."""
         named = (("masked", self.mask), ("filled", self.fill), ("tapped", self.tap), ("probed", self.probe))
         return ", ".join([f"units={self.units}", f"width={self.width}", *(n for n, v in named if v is not None)])
+
+
+def mask_for(mask: Tensor, x: Tensor, rows: Rows | None = None) -> Tensor:
+    """A gate's mask on the device of `x`, in a shape that goes with `x` but for the last axis.
+
+    Args:
+        mask: `[U]`, or `[B, U]` for the rows of the batch.
+        x: `[B, ..., E]`, or `[n, E]` with `rows`.
+        rows: which rows of the batch the tokens belong to, where they come together.
+
+    Returns:
+        `[U]` for one mask of all rows; else `[B, 1, ..., U]`, or `[n, U]`.
+
+    Raises:
+        OtherRows: the mask is for another number of rows than there are here.
+    """
+    mask = mask.to(x.device)
+    if mask.ndim == 1:
+        return mask
+    count = x.shape[0] if rows is None else rows.count
+    if count != len(mask):
+        raise OtherRows(f"a gate has masks for {len(mask)} rows and sees {count}")
+    if rows is not None:
+        return mask.index_select(0, rows.index.to(mask.device))
+    return mask.view(count, *[1] * (x.ndim - 2), mask.shape[1])
+
+
+@contextmanager
+def masks_set(wanted: Mapping[Gate, Tensor | None]) -> Iterator[None]:
+    """These masks in place of those that the gates have, for the duration of the block."""
+    before = {gate: gate.mask for gate in wanted}
+    try:
+        for gate, mask in wanted.items():
+            gate.mask = mask
+        yield
+    finally:
+        for gate, mask in before.items():
+            gate.mask = mask

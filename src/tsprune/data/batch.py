@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -46,3 +46,13 @@ class Batch:
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved)
+
+    def repeated(self, times: int) -> Batch:
+        """The batch so many times over, one copy behind the other; windows of different copies stay apart."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        copies = {name: torch.cat([value] * times) for name, value in given.items() if value is not None}
+        if self.group_ids is not None and self.rows:
+            # Ids may be any numbers: their places among the sorted ones keep both their order and them apart.
+            ids, place = torch.unique(self.group_ids, return_inverse=True)
+            copies["group_ids"] = torch.cat([place + copy * len(ids) for copy in range(times)])
+        return Batch(**copies)

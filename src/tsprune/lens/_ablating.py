@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tsprune.blocks.gate import Gate
+from tsprune.blocks.gate import Gate, masks_set
 from tsprune.blocks.units import UnitGroup
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
@@ -30,15 +30,35 @@ NOTHING: Kept = {}
 @contextmanager
 def ablated(model: Forecaster, kept: Kept, fills: Fills | None = None) -> Iterator[None]:
     """All units off that are not kept, their activation replaced by 0 or by what `fills` says."""
+    with filled(fills), model.masked(kept):
+        yield
+
+
+@contextmanager
+def filled(fills: Fills | None) -> Iterator[None]:
+    """What units that are off are replaced by, for the duration of the block."""
     before = {gate: gate.fill for gate in fills or {}}
     try:
         for gate, fill in (fills or {}).items():
             gate.fill = fill
-        with model.masked(kept):
-            yield
+        yield
     finally:
         for gate, found in before.items():
             gate.fill = found
+
+
+@contextmanager
+def switched_off(model: Forecaster, units: Mapping[str, Sequence[int]]) -> Iterator[None]:
+    """These units, by group name, are off as well; what was off before stays off, and comes back as it was."""
+    groups = model.unit_groups()
+    kept: dict[str, list[int]] = {}
+    for name, gone in units.items():
+        kept |= without(groups[name], gone)
+    masks: dict[Gate, Tensor | None] = {}
+    for gate, mask in model.gate_masks(kept).items():
+        masks[gate] = mask if gate.mask is None else gate.mask * mask.to(gate.mask)
+    with masks_set(masks):
+        yield
 
 
 def losses(model: Forecaster, batches: Iterable[Batch], kept: Kept = NOTHING, fills: Fills | None = None) -> Tensor:
@@ -48,25 +68,36 @@ def losses(model: Forecaster, batches: Iterable[Batch], kept: Kept = NOTHING, fi
         with frozen(model), torch.no_grad(), ablated(model, kept, fills):
             return model.loss(portion).double().cpu()
 
-    return _joined(model, batches, step)
+    return joined(model, batches, step)
 
 
-def medians(model: Forecaster, batches: Iterable[Batch], kept: Kept = NOTHING, fills: Fills | None = None) -> Tensor:
-    """Median forecasts of the target rows, as many steps as there are targets: `[R, H]`, float64. One forecast."""
+def medians(
+    model: Forecaster,
+    batches: Iterable[Batch],
+    kept: Kept = NOTHING,
+    fills: Fills | None = None,
+    *,
+    steps: int | None = None,
+) -> Tensor:
+    """Median forecasts of the target rows: `[R, H]`, float64. One forecast, of `steps` or as far as the targets go."""
 
     def step(portion: Batch) -> Tensor:
-        target = _target(portion)
-        blind = replace(portion, target=None)
         with ablated(model, kept, fills):
-            found = model.forecast(blind, target.shape[1], [0.5])[:, 0]
-        return _scored(found, portion).double().cpu()
+            return middle(model, portion, steps)
 
-    return _joined(model, batches, step)
+    return joined(model, batches, step)
+
+
+def middle(model: Forecaster, portion: Batch, steps: int | None = None) -> Tensor:
+    """The same of one portion, with whatever is off at present."""
+    far = target_of(portion).shape[1] if steps is None else steps
+    found = model.forecast(replace(portion, target=None), far, [0.5])[:, 0]
+    return scored(found, portion).double().cpu()
 
 
 def truth(batches: Iterable[Batch]) -> Tensor:
     """What came, of the target rows: `[R, H]`, float64, NaN where it is missing."""
-    return torch.cat([_scored(_target(batch), batch).double().cpu() for batch in batches])
+    return torch.cat([scored(target_of(batch), batch).double().cpu() for batch in batches])
 
 
 def windows(batches: Iterable[Batch]) -> int:
@@ -137,19 +168,25 @@ def number(value: float | Tensor | None) -> float | None:
     return None if value is None or not math.isfinite(float(value)) else float(value)
 
 
-def _joined(model: Forecaster, batches: Iterable[Batch], step: Callable[[Batch], Tensor]) -> Tensor:
+def joined(model: Forecaster, batches: Iterable[Batch], step: Callable[[Batch], Tensor], axis: int = 0) -> Tensor:
+    """What `step` finds of all portions, behind each other along an axis.
+
+    Raises:
+        TspruneError: no batch.
+    """
     found: Sequence[Tensor] = list(over_windows(model, batches, step))
     if not found:
         raise TspruneError("a probe needs at least one batch of windows, got none; give a shorter --horizon")
-    return torch.cat(list(found))
+    return torch.cat(list(found), axis)
 
 
-def _target(batch: Batch) -> Tensor:
+def target_of(batch: Batch) -> Tensor:
+    """What came, `[B, H]`; raises TspruneError where the windows have no targets."""
     if batch.target is None:
         raise TspruneError("the windows come without targets, so nothing can be compared; give windows with targets")
     return batch.target
 
 
-def _scored(values: Tensor, batch: Batch) -> Tensor:
+def scored(values: Tensor, batch: Batch) -> Tensor:
     """The rows that are forecast, of values `[B, H]`."""
     return values if batch.is_target is None else values[batch.is_target]

@@ -6,7 +6,7 @@ Letters: H heads of an attention.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tsprune.blocks.units import UnitGroup
 from tsprune.lens import _ablating as ablating
+from tsprune.lens import _batched as batched
 from tsprune.lens._probe import Study, Tick
 from tsprune.scores import fisher
 from tsprune.scores.stable_rank import stable_ranks
@@ -77,10 +78,10 @@ def courses(study: Study, groups: Mapping[str, UnitGroup], whole: float, tick: T
     Returns:
         Courses by group name, and how many forward passes it really took: orders may come by the same heads.
     """
-    known: dict[tuple[str, tuple[int, ...]], float] = {}
-    grown = _grown(study, whole, known, tick)
+    known = _Known(study, whole, tick)
+    known.look([(name, {head}) for name, group in groups.items() for head in range(group.units)])
     found = {
-        name: Course(group, [grown(ablating.without(group, [head])) for head in range(group.units)])
+        name: Course(group, [known.growth(name, {head}) for head in range(group.units)])
         for name, group in groups.items()
     }
     curvature = fisher.scores(study.model, study.first, kinds=("head",))
@@ -89,8 +90,10 @@ def courses(study: Study, groups: Mapping[str, UnitGroup], whole: float, tick: T
     ranks = stable_ranks(study.model)
     for number, (name, course) in enumerate(found.items()):
         course.orders = _orders(study.seed, number, course, curvature[name], ranks[course.group.path])
-        _follow(course, grown)
-    taken = FISHER_PASSES + len(known)
+        known.look([(name, set(order[: n + 1])) for order in course.orders.values() for n in range(len(order))])
+        for order_name, order in course.orders.items():
+            course.curves[order_name] = [1.0, *(known.growth(name, set(order[: n + 1])) for n in range(len(order)))]
+    taken = FISHER_PASSES + len(known.found)
     for _ in range(passes(list(groups.values())) - taken):
         tick("heads that several orders come by")
     return found, taken
@@ -110,22 +113,24 @@ def random_name(draw: int) -> str:
     return f"random {draw}"
 
 
-def _grown(
-    study: Study, whole: float, known: dict[tuple[str, tuple[int, ...]], float], tick: Tick
-) -> Callable[[Mapping[str, Sequence[int]]], float]:
-    def grown(kept: Mapping[str, Sequence[int]]) -> float:
-        ((name, heads),) = kept.items()
-        key = name, tuple(heads)
-        if key not in known:
-            off = float(ablating.losses(study.model, study.first, kept).mean())
-            tick(f"heads of {name.rpartition('/')[0]}")
-            known[key] = ablating.growth(study.model, off, whole)
-        return known[key]
+class _Known:
+    """Growth on the first windows without sets of heads of one attention; every set is measured once."""
 
-    return grown
+    def __init__(self, study: Study, whole: float, tick: Tick) -> None:
+        self.study, self.whole, self.tick = study, whole, tick
+        self.groups = ablating.groups_of(study.model, "head")
+        self.found: dict[tuple[str, frozenset[int]], float] = {}
 
+    def look(self, wanted: Sequence[tuple[str, Collection[int]]]) -> None:
+        """Measure those that are not known yet, as many in a pass as pays."""
+        new = list(dict.fromkeys((name, frozenset(gone)) for name, gone in wanted))
+        for some in batched.slices([key for key in new if key not in self.found]):
+            several = [ablating.without(self.groups[name], gone) for name, gone in some]
+            growths = batched.growths_of(self.study.model, self.study.first, several, self.whole)
+            for key, growth in zip(some, growths, strict=True):
+                self.found[key] = growth
+                self.tick(f"heads of {key[0].rpartition('/')[0]}")
 
-def _follow(course: Course, grown: Callable[[Mapping[str, Sequence[int]]], float]) -> None:
-    for name, order in course.orders.items():
-        off = [grown(ablating.without(course.group, order[: n + 1])) for n in range(course.group.units)]
-        course.curves[name] = [1.0, *off]
+    def growth(self, name: str, gone: Collection[int]) -> float:
+        """Of heads that were looked at."""
+        return self.found[name, frozenset(gone)]

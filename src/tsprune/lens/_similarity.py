@@ -8,17 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tsprune.scores._ranks import rank_correlations
+
 _STEPS = 8
 """Single-precision steps within which a forecast counts as constant: rounding must not be ranked."""
-
-
-def average_ranks(values: Tensor) -> Tensor:
-    """Ranks within each row, from 1; equal values share the mean of theirs: `[R, H]`, float64."""
-    ordered = values.sort(-1).values.contiguous()
-    values = values.contiguous()
-    below = torch.searchsorted(ordered, values)
-    upto = torch.searchsorted(ordered, values, right=True)
-    return (below + upto + 1).double() / 2
 
 
 def spearman_distance(first: Tensor, second: Tensor) -> Tensor:
@@ -36,11 +29,7 @@ def spearman_distance(first: Tensor, second: Tensor) -> Tensor:
     finite = (torch.isfinite(a) & torch.isfinite(b)).all(-1)
     a, b = torch.where(finite[:, None], a, 0.0), torch.where(finite[:, None], b, 0.0)
     flat = constant(a), constant(b)
-    x, y = average_ranks(a), average_ranks(b)
-    x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
-    size = (x.square().sum(-1) * y.square().sum(-1)).sqrt()
-    found = 1 - (x * y).sum(-1) / size.clamp(min=1e-300)
-    found = torch.where(flat[0] | flat[1], (flat[0] ^ flat[1]).double(), found)
+    found = torch.where(flat[0] | flat[1], (flat[0] ^ flat[1]).double(), 1 - rank_correlations(a, b))
     return torch.where(finite, found.clamp(0, 2), 1.0)
 
 

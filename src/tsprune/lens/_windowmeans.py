@@ -1,4 +1,4 @@
-"""Point forecasts of a study's windows, means over windows with intervals, and units switched off.
+"""Target rows of a study's windows, and means over windows with intervals.
 
 Letters: R target rows, L steps of context, H steps to forecast, N windows, C columns.
 """
@@ -6,8 +6,7 @@ Letters: R target rows, L steps of context, H steps to forecast, N windows, C co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -16,17 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tsprune.blocks.gate import Gate
 from tsprune.blocks.units import UnitGroup
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.evaluation.intervals import LEVEL, REPLICATES, Interval, resample
 from tsprune.evaluation.student import two_sided_quantile
 from tsprune.evaluation.timeblocks import Blocks
+from tsprune.lens import _ablating as ablating
+from tsprune.lens._ablating import switched_off as switched_off
 from tsprune.lens._heads import windows_in
 from tsprune.lens._probe import Study
 from tsprune.models._forecaster import Forecaster, window_index
-from tsprune.scores._work import count_windows, over_windows
+from tsprune.scores._work import count_windows
 
 Floats = NDArray[np.float64]
 
@@ -101,13 +101,14 @@ def rows_of_study(batches: Sequence[Batch], steps: int) -> Rows:
 
 
 def medians(model: Forecaster, batches: Sequence[Batch], steps: int) -> Floats:
-    """Median forecasts of the target rows `[R, H]`, one forward pass (or roll-out) over the windows."""
+    """Median forecasts of the target rows `[R, H]`, with whatever is off at present."""
+    found: Floats = ablating.medians(model, batches, steps=steps).numpy()
+    return found
 
-    def step(portion: Batch) -> Floats:
-        found: Floats = model.forecast(portion, steps, (0.5,))[_targets(portion), 0].double().cpu().numpy()
-        return found
 
-    return np.concatenate(list(over_windows(model, batches, step)))
+def head_groups(model: Forecaster) -> dict[str, UnitGroup]:
+    """The groups of heads, by name."""
+    return ablating.groups_of(model, "head")
 
 
 def share_of_first(study: Study) -> float:
@@ -140,32 +141,6 @@ def _mean_interval(values: Floats, overlap: int, seed: int) -> Interval:
     factor = few / NormalDist().inv_cdf(1 - tail)
     low, high = (mean + factor * (float(np.quantile(drawn, q)) - mean) for q in (tail, 1 - tail))
     return Interval(mean, low, high, LEVEL)
-
-
-@contextmanager
-def switched_off(model: Forecaster, units: Mapping[str, Sequence[int]]) -> Iterator[None]:
-    """These units, by group name, are off as well; what was off before stays off, and comes back as it was."""
-    groups = model.unit_groups()
-    masks: dict[Gate, Tensor] = {}
-    for name, numbers in units.items():
-        for gate in groups[name].gates:
-            if gate not in masks:
-                masks[gate] = torch.ones(gate.units) if gate.mask is None else gate.mask.detach().clone()
-            whole = gate.units != groups[name].units
-            masks[gate][slice(None) if whole else list(numbers)] = 0.0
-    before = {gate: gate.mask for gate in masks}
-    try:
-        for gate, mask in masks.items():
-            gate.mask = mask
-        yield
-    finally:
-        for gate, mask_before in before.items():
-            gate.mask = mask_before
-
-
-def head_groups(model: Forecaster) -> dict[str, UnitGroup]:
-    """The groups of heads, by name."""
-    return {name: group for name, group in model.unit_groups().items() if group.kind == "head"}
 
 
 def told(found: Interval, digits: int = 2) -> str:

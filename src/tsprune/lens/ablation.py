@@ -12,6 +12,7 @@ from torch import Tensor
 from tsprune.blocks.units import UnitGroup
 from tsprune.evaluation.intervals import quotient
 from tsprune.lens import _ablating as ablating
+from tsprune.lens import _batched as batched
 from tsprune.lens import _similarity as similarity
 from tsprune.lens._probe import Findings, Measure, Probe, Study, Table, Tick, Unit
 from tsprune.models._forecaster import Forecaster
@@ -95,12 +96,7 @@ class Ablation(Probe):
         whole = _intact(study, tick)
         means = ablating.dataset_means(model, batches, groups.values())
         tick("means of all units")
-        found = {}
-        for mode in MODES:
-            found[mode] = _Found()
-            for group in groups.values():
-                fills = {gate: means[gate] for gate in group.gates} if mode == "mean" else None
-                _try_units(study, group, fills, whole, found[mode], tick)
+        found = {mode: _tried(study, groups, means if mode == "mean" else None, whole, tick) for mode in MODES}
         return _findings(model, groups, whole, found)
 
 
@@ -112,26 +108,40 @@ def _intact(study: Study, tick: Tick) -> _Whole:
     return _Whole(loss, forecast, truth, similarity.squared_error(forecast, truth))
 
 
-def _try_units(
-    study: Study, group: UnitGroup, fills: ablating.Fills | None, whole: _Whole, found: _Found, tick: Tick
-) -> None:
-    for values in found.values.values():
-        values[group.name] = []
-    found.growth[group.name] = []
-    for unit in range(group.units):
-        kept = ablating.without(group, [unit])
-        loss = float(ablating.losses(study.model, study.first, kept, fills).mean())
-        tick(f"{group.path} {group.kind} {unit}")
-        forecast = ablating.medians(study.model, study.first, kept, fills)
-        tick(f"{group.path} {group.kind} {unit}")
-        found.growth[group.name].append(ablating.growth(study.model, loss, whole.loss))
-        for name, value in (
-            ("loss", loss - whole.loss),
-            ("error", quotient(similarity.squared_error(forecast, whole.truth), whole.error)),
-            ("order", similarity.spearman_distance(whole.forecast, forecast).mean()),
-            ("difference", similarity.relative_difference(forecast, whole.forecast)),
-        ):
-            found.values[name][group.name].append(ablating.number(value))
+def _tried(
+    study: Study, groups: Mapping[str, UnitGroup], fills: ablating.Fills | None, whole: _Whole, tick: Tick
+) -> _Found:
+    """Every unit off alone; as many share a pass as pays."""
+    model, found = study.model, _Found()
+    for name in groups:
+        found.growth[name] = []
+        for values in found.values.values():
+            values[name] = []
+    units = [(name, unit) for name, group in groups.items() for unit in range(group.units)]
+    for some in batched.slices(units):
+        several = [ablating.without(groups[name], [unit]) for name, unit in some]
+        losses = batched.losses_of(model, study.first, several, fills)
+        for name, unit in some:
+            tick(f"{name} {unit}")
+        forecasts = batched.medians_of(model, study.first, several, fills)
+        growths = batched.growths(model, losses, whole.loss)
+        for (name, unit), growth, loss, forecast in zip(some, growths, losses, forecasts, strict=True):
+            found.growth[name].append(growth)
+            for quantity, values in found.values.items():
+                values[name].append(ablating.number(_value(quantity, loss, forecast, whole)))
+            tick(f"{name} {unit}")
+    return found
+
+
+def _value(quantity: str, loss: Tensor, forecast: Tensor, whole: _Whole) -> float | Tensor | None:
+    """A quantity of one unit, from losses `[N]` and forecasts `[R, H]` without it."""
+    if quantity == "loss":
+        return loss.mean() - whole.loss
+    if quantity == "error":
+        return quotient(similarity.squared_error(forecast, whole.truth), whole.error)
+    if quantity == "order":
+        return similarity.spearman_distance(whole.forecast, forecast).mean()
+    return similarity.relative_difference(forecast, whole.forecast)
 
 
 def _findings(

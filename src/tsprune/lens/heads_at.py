@@ -13,6 +13,7 @@ from torch import Tensor
 from tsprune.blocks.units import UnitGroup
 from tsprune.evaluation.intervals import Interval
 from tsprune.lens import _ablating as ablating
+from tsprune.lens import _batched as batched
 from tsprune.lens import _joint as joint
 from tsprune.lens._joint import Head
 from tsprune.lens._orders import INFORMED, SEEDS, Course, courses, passes, random_name
@@ -130,8 +131,8 @@ def _chosen(
     held: dict[tuple[Head, ...], float] = {}
 
     def holds(gone: Sequence[Head]) -> bool:
-        off = ablating.losses(study.model, study.first, joint.kept_without(groups, gone))
-        seen.append(ablating.growth(study.model, float(off.mean()), whole))
+        # Rounded like the growths by which heads were called removable alone.
+        seen.extend(batched.growths_of(study.model, study.first, [joint.kept_without(groups, gone)], whole))
         tick(f"{len(gone)} heads together, {percent:g} %")
         if seen[-1] <= limit:
             held[tuple(gone)] = seen[-1]

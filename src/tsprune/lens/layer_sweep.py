@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tsprune.blocks.branch import Layer
+from tsprune.data.batch import Batch
 from tsprune.lens import _ablating as ablating
+from tsprune.lens import _batched as batched
 from tsprune.lens._probe import Curve, Findings, Measure, Probe, Study, Table, Tick
 from tsprune.models._forecaster import Forecaster
 
@@ -85,6 +87,12 @@ class Sweep:
         """The run of that length that is missed least on the first windows."""
         return min((run for run in self.first if run[1] == length), key=lambda run: (self.first[run], run))
 
+    def runs(self, length: int) -> list[Run]:
+        """Runs of that length to try, once all shorter ones were: what comes next may depend on what was found."""
+        if self.stack.every or length == 1:
+            return [(start, length) for start in self.stack.starts(length)]
+        return self.stack.longer(self.best(length - 1))
+
     @property
     def alone(self) -> list[float]:
         """Growth without each layer alone."""
@@ -122,14 +130,13 @@ class LayerSweep(Probe):
         later = float(ablating.losses(model, study.later).mean())
         found = [Sweep(stack, part) for stack in stacks(model) for part in stack.parts()]
         for sweep in found:
-            for run in _runs(sweep):
-                off = ablating.losses(model, study.first, sweep.stack.kept(run, sweep.part))
-                sweep.first[run] = ablating.growth(model, float(off.mean()), whole)
-                tick(f"{sweep.stack.path}: {sweep.part} of {run[1]} layers from {run[0]} on")
             for length in range(1, sweep.stack.longest + 1):
-                run = sweep.best(length)
-                off = ablating.losses(model, study.later, sweep.stack.kept(run, sweep.part))
-                sweep.later[run] = ablating.growth(model, float(off.mean()), later)
+                runs = sweep.runs(length)
+                sweep.first |= _growths(model, study.first, sweep, runs, whole)
+                for first, _ in runs:
+                    tick(f"{sweep.stack.path}: {sweep.part} of {length} layers from {first} on")
+            best = [sweep.best(length) for length in range(1, sweep.stack.longest + 1)]
+            sweep.later = _growths(model, study.later, sweep, best, later)
         return _findings(model, found)
 
 
@@ -153,14 +160,11 @@ def stacks(model: Forecaster) -> list[Stack]:
     ]
 
 
-def _runs(sweep: Sweep) -> Iterator[Run]:
-    """Runs to try, shorter ones first; what comes next may depend on what was found."""
-    stack = sweep.stack
-    for length in range(1, stack.longest + 1):
-        if stack.every or length == 1:
-            yield from ((start, length) for start in stack.starts(length))
-        else:
-            yield from stack.longer(sweep.best(length - 1))
+def _growths(
+    model: Forecaster, batches: Sequence[Batch], sweep: Sweep, runs: Sequence[Run], intact: float
+) -> dict[Run, float]:
+    several = [sweep.stack.kept(run, sweep.part) for run in runs]
+    return dict(zip(runs, batched.growths_of(model, batches, several, intact), strict=True))
 
 
 def thirds(values: Sequence[float]) -> tuple[float, float] | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tsprune.blocks.folded import FoldedAttention
-from tsprune.blocks.gate import Gate
+from tsprune.blocks.gate import Gate, masks_set
 from tsprune.blocks.units import Block, UnitGroup, check_floor, check_kept
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
@@ -229,6 +229,16 @@ class Forecaster(nn.Module):
     @contextmanager
     def masked(self, kept: Kept) -> Iterator[Self]:
         """Switch off every unit that is not kept, for the duration of the block."""
+        masks = self.gate_masks(kept)
+        with masks_set({gate: None if bool((mask == 1).all()) else mask for gate, mask in masks.items()}):
+            yield self
+
+    def gate_masks(self, kept: Kept) -> dict[Gate, Tensor]:
+        """The mask `[U]` of every gate of the named groups under which only the kept units are on.
+
+        Raises:
+            TspruneError: an unknown group or unit, or fewer units than a group's floor.
+        """
         groups = self.unit_groups()
         gates: dict[Gate, Tensor] = {}
         for name, units in kept.items():
@@ -239,14 +249,7 @@ class Forecaster(nn.Module):
             stays[check_floor(group, check_kept(units, group.units, name))] = 1.0
             for gate in group.gates:
                 gates[gate] = gates.get(gate, torch.ones(gate.units)) * stays
-        before = {gate: gate.mask for gate in gates}
-        try:
-            for gate, mask in gates.items():
-                gate.mask = None if bool((mask == 1).all()) else mask
-            yield self
-        finally:
-            for gate, mask_before in before.items():
-                gate.mask = mask_before
+        return gates
 
     @property
     def folded(self) -> dict[str, FoldedAttention]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from tsprune.blocks.gate import Gate, masks_set
 from tsprune.blocks.units import UnitGroup
 from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster
@@ -78,7 +78,7 @@ def _changes(model: Forecaster, batches: Iterable[Batch], units: Mapping[UnitGro
                 there = _there(group)
                 for place, unit in enumerate(numbers):
                     if there[unit] and int(there.sum()) > group.floor:
-                        with _without(group, unit):
+                        with masks_set(_without(group, unit)):
                             changes[place] = (model.loss(portion).double() - whole).sum()
                 found[group.name] = changes
         return found, len(whole)
@@ -95,16 +95,11 @@ def _there(group: UnitGroup) -> Tensor:
     return there
 
 
-@contextmanager
-def _without(group: UnitGroup, unit: int) -> Iterator[None]:
-    """One unit more is off; what was off before stays off."""
-    before = [gate.mask for gate in group.gates]
-    try:
-        for gate in group.gates:
-            off = torch.ones(gate.units)
-            off[unit if gate.units == group.units else slice(None)] = 0.0
-            gate.mask = off if gate.mask is None else gate.mask * off.to(gate.mask)
-        yield
-    finally:
-        for gate, mask in zip(group.gates, before, strict=True):
-            gate.mask = mask
+def _without(group: UnitGroup, unit: int) -> dict[Gate, Tensor | None]:
+    """Masks under which one unit more is off; what was off before stays off."""
+    found: dict[Gate, Tensor | None] = {}
+    for gate in group.gates:
+        off = torch.ones(gate.units)
+        off[unit if gate.units == group.units else slice(None)] = 0.0
+        found[gate] = off if gate.mask is None else gate.mask * off.to(gate.mask)
+    return found

@@ -43,7 +43,10 @@ def scores(
 
     SEND measures dispersion, not usefulness. It is linear in the loss where S is small. An attention with one live key
     (a series that is alone in its group, a decoder of one step) has the score 0 by construction, and still applies a
-    linear map that may matter; so does one that averages evenly. Compare with `module_loss_changes`.
+    linear map that may matter. Made even, an attention usually falls, but to 0 only where its values are alike, and not
+    where a model that breaks has gradients that outweigh it. One in which every token attends to itself is not seen:
+    each query has all its effect on one key, which scores about the root of the number of keys higher than even weights
+    on the same values. See tests/test_send_degenerate.py, and compare with `module_loss_changes`.
 
     Args:
         model: left as it was found.
