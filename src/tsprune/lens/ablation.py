@@ -121,6 +121,8 @@ def _try_units(
     for unit in range(group.units):
         kept = ablating.without(group, [unit])
         loss = float(ablating.losses(study.model, study.first, kept, fills).mean())
+        if fills is None:
+            study.alone[group.name, unit] = loss
         tick(f"{group.path} {group.kind} {unit}")
         forecast = ablating.medians(study.model, study.first, kept, fills)
         tick(f"{group.path} {group.kind} {unit}")
