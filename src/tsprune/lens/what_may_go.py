@@ -28,7 +28,7 @@ MOST = 1.5
 STEPS, TRIALS = 24, 60
 """Most steps, and most joint sets that are tried on the way, of a model with few candidates."""
 ORDERS, POINTS = 5, 4
-"""Random orders of the control, and numbers of parameters at which they are compared."""
+"""Random orders of the control, and most numbers of parameters at which they are compared."""
 _WORDS = {"ffn": "feed-forward part", "layer": "layer", "attention": "attention"}
 
 
@@ -47,6 +47,11 @@ class Checked:
     first: float
     later: float
     interval: Interval | None
+
+    @property
+    def ends(self) -> tuple[float | None, float | None]:
+        """Ends of the interval; None where there is none."""
+        return (None, None) if self.interval is None else (self.interval.low, self.interval.high)
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class WhatMayGo(Probe):
         intact = ablating.losses(study.model, study.later)
         tick("loss of the intact model on the later windows")
         found = [_checked(study, one, whole, intact, tick) for one in taken]
-        control = _control(study, field, taken, intact, tick)
+        control = _control(study, field, found, intact, tick)
         return _findings(study, field, found, control)
 
 
@@ -146,14 +151,19 @@ def _checked(study: Study, step: Step, whole: float, intact: Tensor, tick: Tick)
     return Checked(step, ablating.growth(model, step.loss, whole), later, interval)
 
 
-def _control(study: Study, field: Field, taken: Sequence[Step], intact: Tensor, tick: Tick) -> dict[int, Control]:
-    """By number of steps: as many parameters gone at random, on the later windows."""
-    points = sorted({math.ceil(len(taken) * (point + 1) / POINTS) for point in range(POINTS)} - {0})
+def _control(study: Study, field: Field, found: Sequence[Checked], intact: Tensor, tick: Tick) -> dict[int, Control]:
+    """By number of steps: as many parameters gone at random, on the later windows.
+
+    Steps are spread evenly, and the last one within the limit that the answer tells of is among them.
+    """
+    taken = [one.step for one in found]
+    even = {math.ceil(len(taken) * (point + 1) / (POINTS - 1)) for point in range(POINTS - 1)}
+    points = sorted({*even, within(found, MAIN)} - {0})
     costs = {}
     for entry in field.units:
         left = field.without(field.everything, entry)
         costs[entry] = 0 if left is None else field.removed(left)
-    found = {}
+    controls = {}
     for number in points:
         removed, growth = [], []
         for draw in range(ORDERS):
@@ -163,8 +173,8 @@ def _control(study: Study, field: Field, taken: Sequence[Step], intact: Tensor, 
             tick("as many parameters at random")
             removed.append(field.removed(left))
             growth.append(ablating.growth(study.model, float(off.mean()), float(intact.mean())))
-        found[number] = Control(tuple(removed), tuple(growth))
-    return found
+        controls[number] = Control(tuple(removed), tuple(growth))
+    return controls
 
 
 def called(name: str, unit: int) -> str:
@@ -210,24 +220,13 @@ def _answer(field: Field, found: Sequence[Checked], control: Mapping[int, Contro
             f"without which the loss changes by {_percent(first.first)} (later windows: {_percent(first.later)})."
         )
     last = found[count - 1]
-    ends = last.interval
-    spread = "" if ends is None or ends.low is None or ends.high is None else (
-        f", 95 % interval {_percent(ends.low)} to {_percent(ends.high)}"
-    )  # fmt: skip
-    names = ", ".join(called(*one.step.unit) for one in found[: min(count, 3)])
-    more = f" and {count - 3} more" if count > 3 else ""
-    near = min((number for number in control if number >= count), default=None)
-    chance = ""
-    if near is not None:
-        random = mean(control[near].growth)
-        size = _share(field, found[near - 1].step.removed)
-        chance = (
-            f" As many parameters at random as after step {near} ({size}) change it by {_percent(random)} on average."
-        )
+    low, high = last.ends
+    spread = "" if low is None or high is None else f" (95 % {_percent(low)} to {_percent(high)})"
+    random = f", without as many at random by {_percent(mean(control[count].growth))} (mean of {ORDERS})"
     return (
         f"{count} steps, {_share(field, last.step.removed)} of the parameters, may go with a loss within {MAIN:g} % on "
-        f"the windows they were chosen on, first {names}{more}; on later windows the loss changes by "
-        f"{_percent(last.later)}{spread}.{chance}"
+        f"the windows they were chosen on; without them the loss changes by {_percent(last.later)}{spread} on later "
+        f"windows{random}."
     )
 
 
@@ -242,18 +241,17 @@ def _share(field: Field, removed: int) -> str:
 def _table(field: Field, found: Sequence[Checked], control: Mapping[int, Control]) -> Table:
     rows: list[list[Any]] = []
     for number, one in enumerate(found, 1):
-        ends = [None, None] if one.interval is None else [one.interval.low, one.interval.high]
-        at_random_ = mean(control[number].growth) if number in control else None
+        chance = mean(control[number].growth) if number in control else None
         rows.append(
             [
                 number,
                 called(*one.step.unit),
-                f"{one.step.removed:,}",
+                one.step.removed,
                 _share(field, one.step.removed),
                 ablating.number(one.first),
                 ablating.number(one.later),
-                *ends,
-                ablating.number(at_random_),
+                *one.ends,
+                ablating.number(chance),
             ]
         )
     head = ["step", "goes", "parameters gone", "share", "growth, first windows", "growth, later windows", "low", "high"]
@@ -269,7 +267,7 @@ def _curves(field: Field, found: Sequence[Checked], control: Mapping[int, Contro
         return 100 * removed / field.whole
 
     x = [0.0, *(share(one.step.removed) for one in found)]
-    ends = [(None, None) if one.interval is None else (one.interval.low, one.interval.high) for one in found]
+    ends = [one.ends for one in found]
     known = all(low is not None for low, _ in ends)
     first = Curve("first windows", x, [1.0, *(ablating.number(one.first) for one in found)])
     later = Curve(
@@ -302,8 +300,8 @@ def _facts(field: Field, found: Sequence[Checked], control: Mapping[int, Control
                 "removed": one.step.removed,
                 "first": ablating.number(one.first),
                 "later": ablating.number(one.later),
-                "low": None if one.interval is None else one.interval.low,
-                "high": None if one.interval is None else one.interval.high,
+                "low": one.ends[0],
+                "high": one.ends[1],
             }
             for one in found
         ],
