@@ -72,9 +72,8 @@ def _blocks(name: str, found: Mapping[str, Any]) -> list[Block]:
     blocks: list[Block] = [Text(found["question"], note=True), Text(found["answer"])]
     if found["curves"]:
         drawn = curves_figure(found["curves"], tuple(found["axes"]), f"{name}curves")
-        blocks.append(
-            Figure(drawn, "Grey: controls. Bands: intervals, or the range of controls.", f"{found['axes'][1]}.")
-        )
+        caption = "Grey: controls, cut off where they go far beyond. Bands: intervals, or the range of controls."
+        blocks.append(Figure(drawn, caption, f"{found['axes'][1]}."))
     tables = [_tabled(table) for table in found["tables"]]
     blocks += tables[:1] if name in FIRST else []
     blocks += _pictures(name, found.get("pictures", ()))

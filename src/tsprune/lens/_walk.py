@@ -70,10 +70,10 @@ class Field:
 class Walk:
     """Steps of least rise of the loss per parameter, each on top of all before it.
 
-    What a unit costs mostly grows as others go. So what was measured with fewer units gone is taken for the least that
-    it costs now: those that look cheapest are measured again, until one is cheaper than the next one can be, or `FEW`
-    were; the cheapest of them goes. Where costs never fall as others go, and `FEW` is no limit, this is the exact
-    greedy order.
+    What a unit adds to the loss mostly grows as others go. So what was measured with fewer units gone is taken for the
+    least that it adds now: those that look cheapest are measured again, until one is cheaper than the next one can be,
+    or `FEW` were; the cheapest of them goes. Where rises never fall as others go, and `FEW` is no limit, this is the
+    exact greedy order. Parameters are counted anew at every step.
 
     Args:
         field: what may go.
@@ -88,49 +88,76 @@ class Walk:
         self.left, self.removed, self.now = field.everything, 0, whole
         self.steps: list[Step] = []
         self._losses = dict(alone)
-        self._rates = {unit: self._rate(unit, found) for unit, found in alone.items()}
+        self._rises = {unit: found - whole if math.isfinite(found) else math.inf for unit, found in alone.items()}
+        self._gains = {unit: self._gain(unit) for unit in alone}
         self._fresh = set(alone)
 
     def go(self, steps: int, most: float) -> list[Step]:
         """Take steps, at most so many, and none that leads to a loss beyond the most."""
         while len(self.steps) < steps:
             unit = self._cheapest()
-            after = None if unit is None else self.field.without(self.left, unit)
-            if unit is None or after is None or not self._losses[unit] <= most:
+            if unit is None or not self._losses[unit] <= most:
                 break
-            self.left, self.removed, self.now = after, self.field.removed(after), self._losses[unit]
-            self.steps.append(Step(unit, after, self.removed, self.now))
-            self._fresh.clear()
-            del self._rates[unit]
+            self._take(unit)
         return self.steps
 
     def _cheapest(self) -> Entry | None:
         """The unit that goes next; None where none may go or no trial is left to tell."""
         best, measured = None, 0
-        for unit in sorted(self._rates, key=lambda one: self._rates[one]):
-            if best is not None and (self._rates[best] <= self._rates[unit] or measured == FEW):
+        for unit in sorted(self._rises, key=self._rate):
+            if best is not None and (self._rate(best) <= self._rate(unit) or measured == FEW):
                 break
             after = self.field.without(self.left, unit)
-            if after is None or self.field.removed(after) <= self.removed:
+            if after is None or self._gains[unit] <= 0:
                 # What may not go now never may again.
-                del self._rates[unit]
+                del self._rises[unit]
                 continue
             if unit not in self._fresh:
                 if self.taken == self.trials:
                     break
-                self._losses[unit] = self.loss(after, f"{len(self.steps) + 1} units together")
-                self.taken, measured = self.taken + 1, measured + 1
-                self._rates[unit] = self._rate(unit, self._losses[unit])
+                found = self._losses[unit] = self.loss(after, f"{len(self.steps) + 1} units together")
+                self._rises[unit] = found - self.now if math.isfinite(found) else math.inf
                 self._fresh.add(unit)
-            if best is None or self._rates[unit] < self._rates[best]:
+                self.taken, measured = self.taken + 1, measured + 1
+            if best is None or self._rate(unit) < self._rate(best):
                 best = unit
         return best
 
-    def _rate(self, unit: Entry, loss: float) -> float:
-        """Rise of the loss per parameter; infinite where nothing goes or the loss is no number."""
+    def _take(self, unit: Entry) -> None:
+        rise, path = self._rises.pop(unit), _path(unit)
+        near = [other for other in self._rises if _nested(_path(other), path)]
+        around = [other for other in near if self._holds(other, unit)]
+        self.left = self.field.prunable.without(self.left, [unit])
+        self.removed, self.now = self.field.removed(self.left), self._losses[unit]
+        self.steps.append(Step(unit, self.left, self.removed, self.now))
+        self._fresh.clear()
+        for other in around:
+            # What it holds has gone already, and has cost what it did.
+            self._rises[other] -= rise
+        for other in near:
+            self._gains[other] = self._gain(other)
+
+    def _holds(self, unit: Entry, inner: Entry) -> bool:
         after = self.field.without(self.left, unit)
-        gain = 0 if after is None else self.field.removed(after) - self.removed
-        return (loss - self.now) / gain if gain > 0 and math.isfinite(loss) else math.inf
+        return after is not None and inner[1] not in after[inner[0]]
+
+    def _gain(self, unit: Entry) -> int:
+        """Parameters that go with a unit now; 0 where it may not go."""
+        after = self.field.without(self.left, unit)
+        return 0 if after is None else self.field.removed(after) - self.removed
+
+    def _rate(self, unit: Entry) -> float:
+        """Rise of the loss per parameter, as far as it is known."""
+        return self._rises[unit] / self._gains[unit] if self._gains[unit] > 0 else math.inf
+
+
+def _path(unit: Entry) -> str:
+    return unit[0].rpartition("/")[0]
+
+
+def _nested(one: str, other: str) -> bool:
+    """Whether one block is the other or lies inside it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def at_random(field: Field, alone: Mapping[Entry, int], parameters: int, generator: np.random.Generator) -> Alive:
