@@ -38,7 +38,7 @@ def gone(one: Field, left: Alive) -> list[Entry]:
 # ---- the walk
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     st.lists(st.integers(0, 9), min_size=12, max_size=12),
     st.dictionaries(st.tuples(st.integers(0, 11), st.integers(0, 11)), st.integers(1, 9), max_size=8),
@@ -123,7 +123,7 @@ def test_what_is_essential_or_at_its_floor_stays_and_what_is_inside_goes_along(f
     assert not model.essential() or any(step.left[f"{path}/head"] for path in model.essential()[0] for step in found)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0, 1), st.sampled_from(["chronos2", "chronos_bolt"]))
 def test_as_many_at_random_take_no_more_parameters_and_nothing_essential(seed: int, share: float, family: str) -> None:
     one = field(family, what_may_go.KINDS)
