@@ -85,6 +85,7 @@ def score_to(ready: Prepared, model: Forecaster, settings: PruneSettings, out: P
     return [
         f"{sum(len(values) for values in found.values())} units in {len(found)} groups scored, written to {out}",
         "lowest: " + ", ".join(f"{name} {unit} ({value:.3g})" for value, name, unit in lowest),
+        *(module.told(model, found) if hasattr(module, "told") else ()),
         *told(agreement, module.NEEDS),
     ]
 

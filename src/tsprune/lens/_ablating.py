@@ -100,6 +100,11 @@ def truth(batches: Iterable[Batch]) -> Tensor:
     return torch.cat([scored(target_of(batch), batch).double().cpu() for batch in batches])
 
 
+def contexts(batches: Iterable[Batch]) -> Tensor:
+    """What went before, of the target rows: `[R, L]`, float64, NaN where it is missing."""
+    return torch.cat([_scored(batch.context, batch).double().cpu() for batch in batches])
+
+
 def windows(batches: Iterable[Batch]) -> int:
     """Number of windows N."""
     return sum(map(count_windows, batches))

@@ -32,6 +32,9 @@ class Study:
         later: later validation windows, which confirm what was chosen on the first; no target of the two overlaps.
         seed: of everything that draws.
         blocks: which of the later windows depend on each other, in their order; None leaves intervals out.
+        rows: what to call the target rows of the first windows, in their order; empty where they have no names.
+        alone: mean loss of the first windows without a unit alone, by group and number. A probe that measures it puts
+            it there, and those after it need not measure it again.
     """
 
     ready: Prepared
@@ -39,6 +42,8 @@ class Study:
     later: Sequence[Batch]
     seed: int = 0
     blocks: Blocks | None = None
+    rows: Sequence[str] = ()
+    alone: dict[tuple[str, int], float] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def model(self) -> Forecaster:
@@ -101,6 +106,38 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """One line of a picture.
+
+    Args:
+        name: for people.
+        start: step of the first value; 0 is the first step to forecast.
+        values: one for each step; None where there is none.
+        role: what it is: of the context, what came, the intact model's forecast, or another one.
+    """
+
+    name: str
+    start: int
+    values: Sequence[float | None]
+    role: Literal["context", "truth", "forecast", "other"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Series over time in one small figure.
+
+    Args:
+        title: what is shown.
+        traces: its lines.
+        words: what else there is to say of it.
+    """
+
+    title: str
+    traces: Sequence[Trace]
+    words: str = ""
+
+
+@dataclass(frozen=True)
 class Findings:
     """What a probe found, JSON-able by `to_json`.
 
@@ -110,6 +147,7 @@ class Findings:
         curves: drawn in one figure; the label of its axes is `axes`.
         axes: labels of x and y.
         tables: further numbers.
+        pictures: series and forecasts, drawn as small figures.
         notes: what was left out or stands in for something, one line each.
         facts: anything else that other probes or tests read.
     """
@@ -119,6 +157,7 @@ class Findings:
     curves: Sequence[Curve] = ()
     axes: tuple[str, str] = ("", "")
     tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
     notes: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 

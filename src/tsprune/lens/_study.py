@@ -46,7 +46,19 @@ def study_of(ready: Prepared, windows: int, later: int) -> tuple[Study, list[str
     second, _ = late.thin(later)
     notes.append(f"{len(first)} windows measure and choose, {len(second)} later ones confirm; test windows are not cut")
     blocks = Blocks.of(second)
-    return Study(ready, batches_of(ready, first), batches_of(ready, second), ready.task.seed, blocks), notes
+    batches = batches_of(ready, first), batches_of(ready, second)
+    return Study(ready, *batches, ready.task.seed, blocks, rows_of(first)), notes
+
+
+def rows_of(windows: WindowSet) -> list[str]:
+    """Series and first step to forecast of every target row."""
+    panel = windows.panel
+    origins = np.repeat(windows.origin, windows.targets_per_window).tolist()
+    series = windows.target_series(np.arange(len(windows))).tolist()
+    return [
+        f"{panel.ids[number]} from {panel.horizon_timestamps(number, origin, 1)[0]}"
+        for number, origin in zip(series, origins, strict=True)
+    ]
 
 
 def halves(windows: WindowSet) -> tuple[WindowSet, WindowSet]:

@@ -127,6 +127,8 @@ def _tried(
         growths = batched.growths(model, losses, whole.loss)
         for (name, unit), growth, loss, forecast in zip(some, growths, losses, forecasts, strict=True):
             found.growth[name].append(growth)
+            if fills is None:
+                study.alone[name, unit] = float(loss.mean())
             for quantity, values in found.values.items():
                 values[name].append(ablating.number(_value(quantity, loss, forecast, whole)))
             tick(f"{name} {unit}")

@@ -36,26 +36,36 @@ class AttentionEntropy(Probe):
 
     def passes(self, study: Study) -> float:
         """All windows, after one that shows how many fit into memory."""
-        return 1 + 1 / max(1, windows_in(study.first))
+        return entropy_passes(study)
 
     def run(self, study: Study, tick: Tick) -> Findings:
         """Normalised entropy of every head, and of the last query in cross-attention."""
-        model = study.model
-        sums = map_sums(model, in_portions(model, study.first), _sums)
-        tick(f"attention of {windows_in(study.first)} windows")
+        sums, units = entropy_of(study, tick)
         entropy: ByUnit = {}
         last: ByUnit = {}
-        for path, block in attentions(model).items():
+        for path, block in attentions(study.model).items():
             entropy[path] = _means(sums, path, block.heads)
             if f"{path}{LAST}" in sums:
                 last[path] = _means(sums, f"{path}{LAST}", block.heads)
-        units = rising(entropy)
         measures = [Measure("attention entropy", "head", entropy, "low", f"{WORDS}, mean over queries and windows")]
         if last:
             measures.append(Measure("entropy of the last query", "head", last, "low", f"{WORDS}, cross-attention only"))
         return Findings(
             _answer(units), measures, tables=(_labels(entropy),), notes=_notes(entropy), facts=_facts(units)
         )
+
+
+def entropy_passes(study: Study) -> float:
+    """Cost of `entropy_of` in forward passes over the first windows."""
+    return 1 + 1 / max(1, windows_in(study.first))
+
+
+def entropy_of(study: Study, tick: Tick) -> tuple[dict[str, Tensor], list[Unit]]:
+    """Sums of entropies over the first windows, see `_sums`, and the heads that have one, the sharpest first."""
+    model = study.model
+    sums = map_sums(model, in_portions(model, study.first), _sums)
+    tick(f"attention of {windows_in(study.first)} windows")
+    return sums, rising({path: _means(sums, path, block.heads) for path, block in attentions(model).items()})
 
 
 WORDS = "-sum p ln p over the keys a query may see, over ln of their number: 0 for one key alone, 1 for all alike"

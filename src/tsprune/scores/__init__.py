@@ -11,4 +11,7 @@ compared without a further pass (`tsprune.stability`).
 
     collect(model, batches, *, kinds) -> Totals
     finish(model, totals, *, kinds) -> scores
+
+One that has something to say of its scores, such as what it chose by the windows, says it in `told(model, scores)`, a
+list of lines.
 """

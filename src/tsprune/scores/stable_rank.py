@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +68,23 @@ def finish(model: Forecaster, totals: Totals, *, kinds: Sequence[str]) -> dict[s
         without = [losses[f"{name} without the {half} half"] for half in ("lower", "upper")] if order.half else []
         found[name] = order.scores(low_first=not without or bool(without[0] <= without[1]))
     return found
+
+
+def told(model: Forecaster, scores: Mapping[str, Tensor]) -> list[str]:
+    """Which end of the stable ranks goes first in how many attentions, by the scores: one line for people."""
+    low: list[str] = []
+    high: list[str] = []
+    for name, order in orders(model, sorted({name.rpartition("/")[2] for name in scores})).items():
+        if name in scores and order.half and len(set(order.ranks[order.live].tolist())) > 1:
+            first = bool(torch.equal(scores[name], order.scores(low_first=True)))
+            (low if first else high).append(name.rpartition("/")[0])
+    if not low and not high:
+        return []
+    names = f": {', '.join(high)}" if high else ""
+    return [
+        f"direction, by the loss without either half: heads of low stable rank go first in {len(low)} of "
+        f"{len(low) + len(high)} attentions, those of high stable rank in {len(high)}{names}"
+    ]
 
 
 def orders(model: Forecaster, kinds: Sequence[str]) -> dict[str, Order]:

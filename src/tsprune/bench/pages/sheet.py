@@ -65,18 +65,20 @@ class Figure(Block):
 
 @dataclass(frozen=True)
 class Figures(Block):
-    """Figures side by side where there is room."""
+    """Figures side by side where there is room: two in a row, or as many as fit at the width they were drawn."""
 
     kind: ClassVar[str] = "figures"
     figures: Sequence[Figure]
+    flow: bool = False
 
 
 @dataclass(frozen=True)
 class Tabled(Block):
-    """A table of numbers."""
+    """A table of numbers; long headings and cells of text are broken where `wrapped`."""
 
     kind: ClassVar[str] = "table"
     table: Table
+    wrapped: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Sheet:
         facts: key figures, each with what it means.
         sections: in their order.
         footer: last line.
+        command: the command that wrote it, for the title of the window.
     """
 
     title: str
@@ -126,6 +129,7 @@ class Sheet:
     facts: Sequence[tuple[str, str]] = ()
     sections: Sequence[Section] = field(default_factory=list)
     footer: str = "Written by tsprune. This file loads nothing from anywhere and runs no scripts."
+    command: str = "bench"
 
 
 def write_sheet(path: str | PathLike[str], sheet: Sheet) -> Path:
