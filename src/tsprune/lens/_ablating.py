@@ -102,7 +102,7 @@ def truth(batches: Iterable[Batch]) -> Tensor:
 
 def contexts(batches: Iterable[Batch]) -> Tensor:
     """What went before, of the target rows: `[R, L]`, float64, NaN where it is missing."""
-    return torch.cat([_scored(batch.context, batch).double().cpu() for batch in batches])
+    return torch.cat([scored(batch.context, batch).double().cpu() for batch in batches])
 
 
 def windows(batches: Iterable[Batch]) -> int:
