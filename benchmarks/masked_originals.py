@@ -1,11 +1,12 @@
 """Do the original packages load a masked export unchanged, and forecast what our slim model forecasts?
 
-    python benchmarks/masked_originals.py --originals PYTHON [--models mini DIRECTORY ...] [--cuts 3]
+    python benchmarks/masked_originals.py --originals PYTHON [--models mini DIRECTORY random:moirai ...] [--cuts 3]
 
 PYTHON is the interpreter of an environment with the original packages, see originals.py. Every model is cut at random
 in all ways that its family has but whole experts: heads, query/key pairs, value entries, hidden channels, channels of
 maps, whole branches and a layer. Each cut is written by the form `masked`, loaded by the original class, which must be
-filled by the file and nothing else, and run on the same series as our slim model. Exits with 1 when outputs are apart.
+filled by the file and nothing else, and run on the same series as our slim model. `random:FAMILY` is a model of random
+weights at the sizes of a public checkpoint. Exits with 1 when outputs are apart.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from originals import MOST_APART, Failed, Missing, Originals, differences
-from originals_cases import CASES
+from originals_cases import CASES, CONTEXT, random_model, series
 from safetensors.torch import load_file, save_file
 
 from tsprune.data.batch import Batch
@@ -32,7 +33,7 @@ from tsprune.progress import Progress
 from tsprune.slimming import slim
 from tsprune.stages import write_json
 
-ROWS = 8
+ROWS, STEPS, RANDOM = 8, 64, "random:"
 WHOLE = ("attention", "ffn", "layer")
 SHARES = {"head": 0.6, "kv_group": 0.8, "qk_pair": 0.7, "value_dim": 0.7, "ffn_channel": 0.5}
 """Share of the units that stay; nine in ten of the channels, branches and layers."""
@@ -60,8 +61,8 @@ def one(model: Forecaster, name: str, theirs: Originals, seed: int, folder: Path
     inputs = case.inputs(model.config, ROWS)
     out = folder / f"cut{seed}"
     out.mkdir()
-    batch = Batch(inputs["context"])
-    written = EXPORT.write(Request(smaller, name, out, [batch], 64, Progress(quiet=True)))
+    batch = Batch(series(ROWS, min(CONTEXT, model.context_length)))
+    written = EXPORT.write(Request(smaller, name, out, [batch], STEPS, Progress(quiet=True)))
     given, returned = folder / "inputs.safetensors", folder / "outputs.safetensors"
     save_file(inputs, given)
     told = theirs.ask("load", name=model.family, directory=str(out))
@@ -84,7 +85,7 @@ def one(model: Forecaster, name: str, theirs: Originals, seed: int, folder: Path
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--originals", required=True, metavar="PYTHON")
-    parser.add_argument("--models", nargs="+", default=["mini"], help="models of chronos2, chronos_bolt, ttm")
+    parser.add_argument("--models", nargs="+", default=["mini"], help="models of families with an original")
     parser.add_argument("--cuts", type=int, default=3, help="random cuts of each model")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "masked_originals.json")
     given = parser.parse_args()
@@ -94,7 +95,8 @@ def main() -> int:
     failed = {}
     try:
         for source in given.models:
-            model = load(source)
+            random = source.startswith(RANDOM)
+            model = random_model(CASES[source.removeprefix(RANDOM)]) if random else load(source)
             for seed in range(given.cuts):
                 with tempfile.TemporaryDirectory() as folder:
                     try:
@@ -102,7 +104,7 @@ def main() -> int:
                     except (Failed, Missing) as error:
                         failed[f"{model.family} {seed}"] = str(error)
                         continue
-                found.setdefault(model.family, {})[f"cut {seed}"] = cell
+                found.setdefault(model.family, {"weights": "random" if random else "pretrained"})[f"cut {seed}"] = cell
                 sizes, apart = cell["parameters"], cell["apart_from_the_original"]["relative"]
                 print(
                     f"{model.family:<13} cut {seed}: {sizes['slim']} of {sizes['whole']} parameters, "

@@ -39,6 +39,7 @@ def as_published(family: str, seed: int = 7) -> Forecaster:
     return model
 
 
+APART = {family: tiny_model(family, seed=8) for family in ("chronos_bolt", "chronos_t5")}
 MODELS = {family: as_published(family) for family in ALL_FAMILIES}
 
 
@@ -209,6 +210,21 @@ def test_tables_that_were_tuned_apart_get_heads_of_their_own(family: str, tmp_pa
     assert sum("encoder" in name and "relative_attention_bias" in name for name in stored) == 1
 
 
+@pytest.mark.parametrize("family", ["chronos_bolt", "chronos_t5"])
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_tables_that_were_tuned_apart_are_no_hindrance_to_any_cut(family: str, data: st.DataObject) -> None:
+    smaller = slim(APART[family], *data.draw(cuts(APART[family])))
+    whole = uncut(smaller)
+    assert all(
+        torch.equal(whole.state_dict()[names[0]], whole.state_dict()[name])
+        for names in whole.stored_once()
+        for name in names
+    )
+    found = equivalence(whole, smaller, {}, tiny_batch(), 18)
+    assert found["relative_float64"] <= 1e-12, found
+
+
 def test_tables_that_were_tuned_apart_need_no_more_heads_where_no_layer_shares_them(tmp_path: Path) -> None:
     model = tiny_model("chronos_bolt")
     heads = [n for n in model.unit_groups() if n.startswith("encoder") and n.endswith("SelfAttention/head")]
@@ -235,6 +251,7 @@ def test_weights_of_another_size_than_the_plan_gives_are_refused() -> None:
     odd.kept = {}
     with pytest.raises(TspruneError, match="does not have the size"):
         uncut(odd)
+    assert "does not have the size" in EXPORT.refusal(odd)
 
 
 def test_a_written_form_that_forecasts_something_else_is_an_error(

@@ -103,7 +103,10 @@ def uncut(model: Model) -> Model:
 def why_not(model: Forecaster) -> str:
     """Why the sizes of the original have no room for a slim model, one sentence without a full stop; "" if they do."""
     try:
-        _sizes(model)
+        sizes = _sizes(model)
+        with without_memory():
+            whole = type(model).from_config(sizes.config)
+        _cut_alike(model, whole, sizes)
     except TspruneError as error:
         return str(error)
     return ""
@@ -153,15 +156,26 @@ def _places(model: Forecaster, whole: Forecaster, sizes: _Sizes) -> dict[str, Te
         if sized.is_floating_point():
             numbered[name] = torch.arange(1, sized.numel() + 1, dtype=torch.float64).view(sized.shape)
     traced.load_state_dict(numbered, assign=True, strict=False)
-    cut = slim(traced, sizes.kept(model), {sizes.renamed(name) for name in model.indexed}).state_dict()
-    own = {sizes.renamed(name): tensor for name, tensor in model.state_dict().items()}
-    wrong = [name for name, tensor in own.items() if name not in cut or cut[name].shape != tensor.shape]
-    if wrong or len(cut) != len(own):
-        raise TspruneError(
-            f"{(wrong or sorted(set(cut) - set(own)))[0]} does not have the size that config.json and the plan give "
-            "it; only models that were cut by a plan can be written at their uncut sizes"
-        )
+    cut = _cut_alike(model, traced, sizes)
     return {name: cut[name] for name in numbered if name in cut}
+
+
+def _cut_alike(model: Forecaster, whole: Forecaster, sizes: _Sizes) -> dict[str, Tensor]:
+    """The tensors of an uncut model that was cut as the slim one was.
+
+    Raises:
+        TspruneError: the slim model has others, so it was not made by a cut alone.
+    """
+    cut = slim(whole, sizes.kept(model), {sizes.renamed(name) for name in model.indexed}).state_dict()
+    own = {sizes.renamed(name): tensor.shape for name, tensor in model.state_dict().items()}
+    wrong = [name for name, shape in own.items() if name not in cut or cut[name].shape != shape]
+    wrong += sorted(set(cut) - set(own))
+    if wrong:
+        raise TspruneError(
+            f"{wrong[0]} does not have the size that config.json and the plan give it; only models that were cut by a "
+            "plan can be written at their uncut sizes"
+        )
+    return cut
 
 
 def _neutral(whole: nn.Module) -> set[str]:
