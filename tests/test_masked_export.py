@@ -170,6 +170,7 @@ def test_removed_experts_leave_the_config_where_all_layers_lost_equally_many(tmp
     smaller = slim(smaller, {channels: [2]})
     found = EXPORT.write(request(smaller, tmp_path / "out"))
     assert found["changed"] == {"num_experts": 3}
+    assert found["notes"] == ["num_experts is 3 in config.json, it was 5"]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_experts"] == 3
     assert found["difference"]["float64"] <= 1e-12
 

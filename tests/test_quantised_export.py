@@ -283,6 +283,8 @@ def test_a_file_of_several_widths_takes_the_bits_of_the_widest(tmp_path: Path) -
     codes = {name: t for name, t in stored.items() if name.endswith(".codes")}
     assert sum(len(t) for t in codes.values()) == found["quantised"]["weights"]
     alone = [found["widths"][str(bits)]["bytes_alone"] for bits in ALL]
+    assert [note.split(" bits")[0] for note in found["notes"]] == [str(bits) for bits in ALL]
+    assert f"{alone[0]:,} bytes" in found["notes"][0]
     assert alone == sorted(alone, reverse=True)
     assert found["files"]["model.safetensors"] > alone[0]
     assert found["bytes_before"] == len(safe_bytes(model))

@@ -44,7 +44,8 @@ class Masked(Export):
         Returns:
             `files` with their bytes; `parameters` of the slim model and of what was written, with the `zeros` in the
             latter; `changed`, entries of the config that had to change; `difference` in float32 and float64, in
-            standard deviations of the forecasts, the largest of all batches; `copied`, names of files of the base.
+            standard deviations of the forecasts, the largest of all batches; `copied`, names of files of the base;
+            `notes` for people.
         """
         beside = _beside(request.options.get("base"))
         whole = uncut(request.model)
@@ -63,8 +64,10 @@ class Masked(Export):
                 f"forecasts' spread in float64, over {LIMIT:g}; this is a defect of tsprune, please report it"
             )
         zeros = sum(int((p == 0).sum()) for p in again.parameters())
-        for name, value in changed.items():
-            request.progress.say(f"note: {name} is {value} in config.json, it was {request.model.config.get(name)}")
+        notes = [
+            f"{name} is {value} in config.json, it was {request.model.config.get(name)}"
+            for name, value in changed.items()
+        ]
         for path in beside:
             shutil.copyfile(path, request.out / path.name)
         return {
@@ -74,6 +77,7 @@ class Masked(Export):
             "changed": changed,
             "difference": difference,
             "copied": [path.name for path in beside],
+            "notes": notes,
         }
 
 

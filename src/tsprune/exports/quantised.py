@@ -117,8 +117,9 @@ class Quantised(Export):
 
         Returns:
             `files` with their bytes; `bytes_before`, of the weights in floating point; `quantised`, tensors, weights
-            and their share; `widths`, for each the bytes of a file `alone` and errors of plain rounding and of what
-            was written, see `_told`.
+            and their share; `widths`, for each the `bytes_alone` of a file of that width and errors of `plain`
+            rounding and of what was `written`, see `_told`; `notes` for people. Forecasts are judged on the windows
+            that say which channels are corrected.
         """
         bits, correction = _choices(request.options)
         if reason := self.refusal(request.model):
@@ -150,6 +151,7 @@ class Quantised(Export):
             "quantised": {"tensors": len(source.inputs), "weights": weights, "share": weights / total},
             "correction": correction,
             "widths": told,
+            "notes": [_line(bits, one) for bits, one in told.items()],
         }
 
 
@@ -225,6 +227,15 @@ def _told(request: Request, source: Source, widths: Widths, before: Forecasts) -
         "corrected": taken / max(1, rows),
         **forecast_errors(before, forecasts(twin, request.batches, request.horizon), request.batches),
     }
+
+
+def _line(bits: str, told: Mapping[str, Any]) -> str:
+    """What a person should know of a width."""
+    written = told["written"]
+    found = f"{bits} bits: forecasts move by {written['relative_difference']:.2%} of their deviation"
+    if "mse_ratio" in written:
+        found += f", squared error {written['mse_ratio']:.3f} times that of the model"
+    return f"{found}; {told['bytes_alone']:,} bytes when exported alone"
 
 
 def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
