@@ -74,7 +74,9 @@ class FinetuneOutput:
 
 @dataclass(frozen=True)
 class EvaluateOutput:
-    """Where metrics go."""
+    """What is scored, and where metrics go."""
+
+    bits: int = option(0, "Width at which a quantised model is read, such as 4. Default: the widest that it has.")
 
     part: str = option("test", "Part of the data to score: test or validation.")
     out: str = option("", "JSON file for the metrics; without it they are only printed.")
@@ -93,11 +95,11 @@ class PretrainOutput:
     threads: int = option(0, "CPU threads. Default: all cores.")
 
 
-def _prepared(chosen: Chosen, progress: Progress, *parts: str) -> Prepared:
+def _prepared(chosen: Chosen, progress: Progress, *parts: str, bits: int = 0) -> Prepared:
     """Data and model, with everything inferred printed; a part that is needed and holds no window is refused."""
     from tsprune.preparing import prepare
 
-    ready = prepare(chosen.make(TaskSettings), chosen.make(ReadOptions))
+    ready = prepare(chosen.make(TaskSettings), chosen.make(ReadOptions), bits=bits)
     for part in parts:
         getattr(ready, part)
     for line in ready.panel.describe():
@@ -311,7 +313,7 @@ def run_evaluate(chosen: Chosen, quiet: bool) -> None:
     if place.out:
         writable_file(Path(place.out))
     baselines = _baselines(chosen)
-    ready = _prepared(chosen, progress, place.part)
+    ready = _prepared(chosen, progress, place.part, bits=place.bits)
     windows, stride = ready.test if place.part == "test" else ready.validation
     findings = ready.guarded(place.part)
     overlap = pretraining_overlap(ready.panel, ready.model.pretraining_corpora)

@@ -16,6 +16,7 @@ class PredictSettings:
     """What to forecast, where from and where to."""
 
     model: str = option("", "Model: RUN/model of a finished run, any model directory, mini, or a hub id.")
+    bits: int = option(0, "Width at which a quantised model is read, such as 4. Default: the widest that it has.")
     data: str = option("", "CSV, CSV.gz or Parquet file with your series. Default: the sample inside the package.")
     horizon: int = option(
         0, "Steps to forecast. Default: what the model was tuned for, else one season of 8 to 96 steps."
@@ -50,7 +51,7 @@ def run_predict(chosen: Chosen, quiet: bool) -> None:
     panel = read(Path(settings.data), options) if settings.data else sample_panel(options)
     for line in panel.describe():
         progress.say(line)
-    model = load(settings.model or "mini", device=settings.device)
+    model = load(settings.model or "mini", device=settings.device, bits=settings.bits or None)
     horizon = settings.horizon or model.task.get("horizon") or default_horizon(panel)
     context = settings.context or usual_context(model, panel)
     notes = [*model.notes, *other_task(model.task, panel, settings.together)]

@@ -172,6 +172,7 @@ def prepare(
     *,
     panel: Panel | None = None,
     model: Forecaster | None = None,
+    bits: int = 0,
     cut: Callable[[Panel, int, Grouping], Split] | None = None,
 ) -> Prepared:
     """Read, check and split the data and load the model; refuses what the family cannot honour.
@@ -181,6 +182,7 @@ def prepare(
         options: how to read the file.
         panel: data already read, instead of `task.data`.
         model: a model already loaded, instead of `task.model`.
+        bits: width at which a quantised `task.model` is read; 0 means its widest.
         cut: from panel, context and grouping to the split, instead of `task.split`, such as a protocol's.
 
     Raises:
@@ -189,7 +191,8 @@ def prepare(
     set_threads(task.threads)
     if panel is None:
         panel = read(Path(task.data), options) if task.data else sample_panel(options)
-    model = load(task.model, device=task.device) if model is None else model
+    if model is None:
+        model = load(task.model, device=task.device, bits=bits or None)
     refuse_unsupported(panel, model, task.together)
     model = with_objective(model, task.loss)
     notes = [*getattr(model, "notes", ()), *capability_notes(panel, model)]

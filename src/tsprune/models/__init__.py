@@ -21,6 +21,7 @@ def load(
     dtype: str = "float32",
     device: str = "cpu",
     config: Mapping[str, Any] | None = None,
+    bits: int | None = None,
 ) -> Forecaster:
     """Load a model from the package (`mini`, `mini-moe`), a directory, the hub, or an original model in memory.
 
@@ -31,6 +32,7 @@ def load(
         dtype: type of the weights in memory: float32, float64, bfloat16 or float16.
         device: where the model goes, such as `cpu` or `cuda:0`.
         config: public config of a model in memory that does not carry it.
+        bits: width at which a quantised checkpoint is read; None means its widest.
 
     Returns:
         The model in eval mode; `model.notes` tells what was converted.
@@ -41,13 +43,19 @@ def load(
     from tsprune.models import _loading
 
     if not isinstance(source, str | PathLike):
+        if bits is not None:
+            raise TspruneError("bits=... belongs to a quantised checkpoint in a directory, not to a model in memory")
         from tsprune.models._memory import from_memory
 
         return from_memory(source, config=config, family=family, dtype=dtype, device=device)
     if config is not None:
         raise TspruneError("config=... belongs to a model in memory; a directory or a hub id has its own config.json")
     return _loading.load(
-        Path(source) if isinstance(source, PathLike) else source, family=family, dtype=dtype, device=device
+        Path(source) if isinstance(source, PathLike) else source,
+        family=family,
+        dtype=dtype,
+        device=device,
+        bits=bits,
     )
 
 

@@ -226,6 +226,10 @@ class Forecaster(nn.Module):
         """
         return []
 
+    def stored_once(self) -> list[list[str]]:
+        """Sets of our tensors of which public checkpoints hold only the first, for all of them."""
+        return []
+
     @contextmanager
     def masked(self, kept: Kept) -> Iterator[Self]:
         """Switch off every unit that is not kept, for the duration of the block."""

@@ -22,6 +22,7 @@ from tsprune.errors import TspruneError
 from tsprune.folding import refolded
 from tsprune.models._forecaster import OBJECTIVE, Forecaster
 from tsprune.models._fresh import without_memory
+from tsprune.models._quantised import ENTRY, layout_of, plain_tensors
 from tsprune.plan import Plan, PlanGroup
 from tsprune.slimming import minimal, slim
 from tsprune.stages import write_text
@@ -38,7 +39,14 @@ DTYPES = {
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-def load(source: str | Path, *, family: str | None = None, dtype: str = "float32", device: str = "cpu") -> Forecaster:
+def load(
+    source: str | Path,
+    *,
+    family: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    bits: int | None = None,
+) -> Forecaster:
     """Load a model.
 
     Args:
@@ -47,6 +55,7 @@ def load(source: str | Path, *, family: str | None = None, dtype: str = "float32
         family: name of the family; None recognises it from the config.
         dtype: type of the weights in memory: float32, float64, bfloat16 or float16.
         device: where the model goes, such as `cpu` or `cuda:0`.
+        bits: width at which a quantised checkpoint is read; None means its widest.
 
     Returns:
         The model in eval mode. Its `notes` tell when the file held another type.
@@ -57,12 +66,20 @@ def load(source: str | Path, *, family: str | None = None, dtype: str = "float32
     check_dtype(dtype)
     directory = locate(str(source))
     config = read_config(directory / CONFIG)
+    layout = layout_of(config, directory / CONFIG)
+    if bits is not None and layout is None:
+        raise TspruneError(f"{directory} is not quantised, so it has no width of {bits} bits; leave the bits out")
+    config.pop(ENTRY, None)
     kind = family_of(config, family, directory / CONFIG)
     model = without_weights(kind, config, directory / CONFIG)
     if (directory / PLAN).exists():
         plan = Plan.read(directory / PLAN)
         model = refolded(slim(model, plan), plan.folded, directory / PLAN)
     tensors, origin = read_weights(directory)
+    if layout is not None:
+        width = layout.width(bits, directory)
+        tensors = plain_tensors(tensors, layout, width, origin)
+        model.notes += (f"weights in {origin.name} are integers of {width} bits, turned into {dtype}",)
     fill(model, tensors, origin, dtype)
     model.objective = str(config.get(OBJECTIVE, model.objective))
     if model.objective not in model.objectives:

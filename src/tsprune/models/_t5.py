@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -207,6 +207,20 @@ def with_shared_tables(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if leaf == TABLE and number != "0" and first is not None and torch.equal(first, table):
             del public[name]
     return public
+
+
+def tables(names: Iterable[str]) -> list[list[str]]:
+    """The tables of relative biases of each stack, that of block 0 first.
+
+    Args:
+        names: of all our tensors, block by block.
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        stack, _, rest = name.partition(".block.")
+        if rest.partition(".")[2] == TABLE:
+            found.setdefault(stack, []).append(name)
+    return list(found.values())
 
 
 def with_one_embedding(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from tsprune.models._t5 import (
     Parts,
     Stack,
     cross_attentions,
+    tables,
     with_one_embedding,
     with_own_tables,
     with_shared_tables,
@@ -103,6 +104,10 @@ class ChronosBolt(Forecaster):
     def essential(self) -> list[list[str]]:
         """The cross-attentions: without any, the decoder would not see the context."""
         return [cross_attentions(len(self.decoder.block))]
+
+    def stored_once(self) -> list[list[str]]:
+        """The tables of relative biases of each stack."""
+        return tables(self.state_dict())
 
     @classmethod
     def recognises(cls, config: Mapping[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from tsprune.models._t5 import (
     LayerCache,
     Parts,
     cross_attentions,
+    tables,
     with_one_embedding,
     with_own_tables,
     with_shared_tables,
@@ -101,6 +102,10 @@ class ChronosT5(Forecaster):
     def essential(self) -> list[list[str]]:
         """The cross-attentions: without any, the decoder would not see the context."""
         return [cross_attentions(len(self.decoder.block))]
+
+    def stored_once(self) -> list[list[str]]:
+        """The tables of relative biases of each stack."""
+        return tables(self.state_dict())
 
     @classmethod
     def recognises(cls, config: Mapping[str, Any]) -> bool:
