@@ -269,3 +269,10 @@ def test_a_written_form_that_forecasts_something_else_is_an_error(
     monkeypatch.setattr("tsprune.exports.masked.uncut", spoilt)
     with pytest.raises(TspruneError, match="forecasts something else"):
         EXPORT.write(request(model, tmp_path / "out"))
+
+
+def test_a_folded_model_is_refused_with_what_to_do() -> None:
+    from tsprune.folding import fold
+
+    folded, _ = fold(tiny_model("chronos_bolt"), single_series=True)
+    assert "export the model from before --fold" in EXPORT.refusal(folded)

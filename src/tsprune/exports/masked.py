@@ -33,6 +33,11 @@ class Masked(Export):
 
     def refusal(self, model: Forecaster) -> str:
         """Experts and shared tables may have no place in the original; see `tsprune.exports._uncut`."""
+        if model.folded:
+            return (
+                f"{len(model.folded)} of its attentions were folded into one linear map, for which the original has no "
+                "place; export the model from before --fold"
+            )
         return why_not(model)
 
     def write(self, request: Request) -> dict[str, Any]:
