@@ -13,6 +13,7 @@ from tsprune.data.reading import ReadOptions
 from tsprune.errors import TspruneError
 from tsprune.flags import Chosen
 from tsprune.forecastcommand import PredictSettings, run_predict
+from tsprune.latencycommand import LatencySettings, run_latency
 from tsprune.lenscommand import LensSettings, run_lens
 from tsprune.modelcommands import ConvertSettings, ModelsSettings, run_convert, run_models
 from tsprune.progress import Bar, Progress
@@ -358,12 +359,14 @@ def run_pretrain(chosen: Chosen, quiet: bool) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its name, what it does, its options, and a field given without a flag."""
+    """One command: its name, what it does, its options, a field given without a flag, and commands of two words that
+    begin with its name."""
 
     name: str
     run: Callable[[Chosen, bool], None]
     sections: tuple[type, ...]
     positional: str = ""
+    beside: tuple[Command, ...] = ()
 
 
 TASK = (TaskSettings, ReadOptions)
@@ -379,7 +382,13 @@ _ALL = (
     Command("evaluate", run_evaluate, (TaskSettings, EvaluateOutput, BaselineSettings, ReadOptions)),
     Command("predict", run_predict, (PredictSettings, ReadOptions), "model"),
     Command("lens", run_lens, (TaskSettings, LensSettings, ReadOptions), "model"),
-    Command("bench", run_bench, (BenchSettings,), "grid"),
+    Command(
+        "bench",
+        run_bench,
+        (BenchSettings,),
+        "grid",
+        (Command("latency", alone(run_latency, "bench latency"), (LatencySettings,), "models"),),
+    ),
     Command("pretrain", run_pretrain, (PretrainOutput, PretrainSettings)),
     Command("models", run_models, (ModelsSettings,), "family"),
     Command("convert", run_convert, (ConvertSettings,), "checkpoint"),
