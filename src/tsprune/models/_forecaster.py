@@ -181,7 +181,7 @@ class Forecaster(nn.Module):
         return window_mean(rows, batch)
 
     def forecast(self, batch: Batch, horizon: int, levels: Sequence[float] | None = None) -> Tensor:
-        """Quantile forecasts without gradient.
+        """Quantile forecasts without gradient, in eval mode; a model in eval mode is taken to be so in all its parts.
 
         Args:
             batch: context, groups and known futures; its target is not looked at.
@@ -195,12 +195,15 @@ class Forecaster(nn.Module):
         if horizon < 1:
             raise TspruneError(f"horizon is {horizon}, expected a positive number of steps")
         was_training = self.training
-        self.eval()
+        # Setting the mode visits every module, gates too, which takes as long as a tenth of a small network's forecast.
+        if was_training:
+            self.eval()
         try:
             with torch.no_grad():
                 quantiles = self.predict(batch, horizon)
         finally:
-            self.train(was_training)
+            if was_training:
+                self.train()
         return quantiles if levels is None else at_levels(quantiles, self.levels, levels)
 
     def unit_groups(self) -> dict[str, UnitGroup]:
@@ -316,6 +319,8 @@ def at_levels(quantiles: Tensor, own: Sequence[float], wanted: Sequence[float]) 
     """Quantiles `[B, Q, H]` at other levels: linear in the level, constant beyond the outermost."""
     if any(not 0 < level < 1 for level in wanted):
         raise TspruneError(f"quantile levels {list(wanted)[:5]} must lie strictly between 0 and 1")
+    if tuple(wanted) == tuple(own):
+        return quantiles
     levels = torch.tensor(own, dtype=torch.float64)
     query = torch.tensor(list(wanted), dtype=torch.float64)
     right = torch.searchsorted(levels, query).clamp(max=len(levels) - 1)
