@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,13 +46,26 @@ class Compiled(Runtime):
         def forecast(batch: Batch) -> Tensor:
             # Settings are only needed while compiling, and putting them on takes time.
             first = batch.rows not in compiled
-            with _ROOMY if first else nullcontext(), torch.no_grad():
+            with _compiling() if first else nullcontext(), torch.no_grad():
                 found: Tensor = predict(batch, subject.horizon)
             compiled.add(batch.rows)
             finish(found)
             return found
 
         return forecast
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Room for graphs, and no word of the places where a graph ends: what is slow shows in the times."""
+    logger = logging.getLogger("torch._dynamo")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with _ROOMY:
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 RUNTIME = Compiled()
