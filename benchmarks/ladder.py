@@ -54,7 +54,9 @@ def kept(model: Forecaster, share: float) -> dict[str, list[int]]:
 
 def models_of(case: str, folder: Path) -> dict[str, str]:
     """Checkpoints of the uncut model and of the cut ones, by name."""
-    model = bolt_small() if case == "bolt_small" else load(case)
+    model: Forecaster = bolt_small() if case == "bolt_small" else load(case)
+    if case == "bolt_small":
+        model.config["architectures"] = ["ChronosBoltModelForForecasting"]
     found = {"dense": folder / "dense"}
     save(model, found["dense"])
     for share in CASES[case]:

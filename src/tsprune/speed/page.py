@@ -10,7 +10,7 @@ from tsprune.bench.pages.layout import Cell, Line, Table
 from tsprune.bench.pages.sheet import Block, Bullets, Figure, Pairs, Section, Sheet, Tabled, Text, write_sheet
 from tsprune.report.canvas import BLUE, GREY, INK, bare_figure, plainly, svg
 from tsprune.report.words import milliseconds
-from tsprune.speed.tables import DASH, HEAD, LOADS, legend, line, load_lines, megabytes, sentences, title
+from tsprune.speed.tables import DASH, HEAD, LOADS, legend, line, load_lines, megabytes, sentences, short_legend, title
 
 
 def write_latency_page(path: Path, content: Mapping[str, Any]) -> Path:
@@ -56,9 +56,9 @@ def _blocks(name: str, table: Mapping[str, Any], content: Mapping[str, Any]) -> 
     rows = [line(row, content) for row in table["rows"]]
     timed = [row for row in rows if not row[-1].startswith("not timed")]
     missing = [f"{row[0]}, {row[1]}: {row[-1]}." for row in rows if row[-1].startswith("not timed")]
-    shown = Table(title(table), HEAD[:2], ("",), HEAD[2:], _lines(timed), ())
+    shown = Table(title(table), HEAD[:2], ("",), HEAD[2:], _lines(timed), tuple(short_legend(content)))
     caption = "Milliseconds per forecast, median; the thin line spans the quartiles. Grey is the uncut model."
-    blocks: list[Block] = [Figure(bars(name, table, content), caption, f"{title(table)}."), Tabled(shown)]
+    blocks: list[Block] = [Figure(bars(name, table, content), caption, "Time per forecast."), Tabled(shown)]
     if table["why"]:
         blocks.append(Text(f"The batch: {table['why']}.", note=True))
     return [*blocks, Bullets(missing, note=True)] if missing else blocks
