@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tsprune.benchcommand import BenchSettings, run_bench
 from tsprune.data.reading import ReadOptions
 from tsprune.errors import TspruneError
+from tsprune.exportcommand import ExportSettings, run_export
 from tsprune.flags import Chosen
 from tsprune.forecastcommand import PredictSettings, run_predict
 from tsprune.lenscommand import LensSettings, run_lens
@@ -379,6 +380,7 @@ _ALL = (
     Command("evaluate", run_evaluate, (TaskSettings, EvaluateOutput, BaselineSettings, ReadOptions)),
     Command("predict", run_predict, (PredictSettings, ReadOptions), "model"),
     Command("lens", run_lens, (TaskSettings, LensSettings, ReadOptions), "model"),
+    Command("export", run_export, (TaskSettings, ExportSettings, ReadOptions), "model"),
     Command("bench", run_bench, (BenchSettings,), "grid"),
     Command("pretrain", run_pretrain, (PretrainOutput, PretrainSettings)),
     Command("models", run_models, (ModelsSettings,), "family"),
