@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tsprune.benchcommand import BenchSettings, run_bench
 from tsprune.data.reading import ReadOptions
 from tsprune.errors import TspruneError
+from tsprune.exportcommand import ExportSettings, run_export
 from tsprune.flags import Chosen
 from tsprune.forecastcommand import PredictSettings, run_predict
 from tsprune.latencycommand import LatencySettings, run_latency
@@ -382,6 +383,7 @@ _ALL = (
     Command("evaluate", run_evaluate, (TaskSettings, EvaluateOutput, BaselineSettings, ReadOptions)),
     Command("predict", run_predict, (PredictSettings, ReadOptions), "model"),
     Command("lens", run_lens, (TaskSettings, LensSettings, ReadOptions), "model"),
+    Command("export", run_export, (TaskSettings, ExportSettings, ReadOptions), "model"),
     Command(
         "bench",
         run_bench,

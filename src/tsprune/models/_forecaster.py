@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -321,13 +322,11 @@ def at_levels(quantiles: Tensor, own: Sequence[float], wanted: Sequence[float]) 
         raise TspruneError(f"quantile levels {list(wanted)[:5]} must lie strictly between 0 and 1")
     if tuple(wanted) == tuple(own):
         return quantiles
-    levels = torch.tensor(own, dtype=torch.float64)
-    query = torch.tensor(list(wanted), dtype=torch.float64)
-    right = torch.searchsorted(levels, query).clamp(max=len(levels) - 1)
-    left = (right - 1).clamp(min=0)
-    span = levels[right] - levels[left]
-    share = torch.where(span > 0, (query - levels[left]) / span.clamp(min=1e-12), torch.zeros_like(query))
-    share = share.clamp(0, 1).to(quantiles)[None, :, None]
-    low = quantiles[:, left.to(quantiles.device)]
-    high = quantiles[:, right.to(quantiles.device)]
-    return torch.lerp(low, high, share)
+    right = [min(bisect_left(own, level), len(own) - 1) for level in wanted]
+    left = [max(place - 1, 0) for place in right]
+    shares = [
+        min(max((level - own[low]) / (own[high] - own[low]), 0.0), 1.0) if high > low else 0.0
+        for level, low, high in zip(wanted, left, right, strict=True)
+    ]
+    share = torch.tensor(shares, dtype=torch.float64).to(quantiles)[None, :, None]
+    return torch.lerp(quantiles[:, left], quantiles[:, right], share)
