@@ -59,7 +59,7 @@ def content() -> dict[str, Any]:
     model = {"family": "chronos_bolt", "flops": 10**9, "checkpoint_bytes": 3_000_000, "cut": False}
     loads = [
         {"model": name, "runtime": "eager", "device": "cpu", "first_s": first, "spread_s": [first, first + 1]}
-        | {"imports_s": 1.0, "bytes_on_disk": 10}
+        | {"imports_s": 1.0, "first_cpu_s": first / 2, "bytes_on_disk": 10}
         for name, first in (("dense", 0.5), ("half", 0.2))
     ]
     return {
@@ -110,7 +110,11 @@ def test_memory_and_loading_come_from_processes_of_their_own(
 
     def alone(runtime: str, source: str, folder: Path, **more: Any) -> Any:
         asked.append((source, more["windows"]))
-        return type("Found", (), {"first_s": float(len(asked)), "imports_s": 1.0, "peak_mib": 5.0 + more["windows"]})
+        return type(
+            "Found",
+            (),
+            {"first_s": float(len(asked)), "first_cpu_s": 0.5, "imports_s": 1.0, "peak_mib": 5.0 + more["windows"]},
+        )
 
     monkeypatch.setattr(ladder, "alone", alone)
     code, _, _ = called(["bench", "latency", "dense", *QUICK[:-1], "--quiet"], capsys)
@@ -200,8 +204,8 @@ def test_tables_name_the_runtime_in_every_row_and_both_ratios(content: dict[str,
     first, loading = texts(content)
     assert "BUSY" in first and "ONNX Runtime, int8, half: not timed: no <such> kernel" in first
     assert loading.startswith("loading in a fresh process")
-    half = dict(zip(LOADS[:5], load_lines(content)[1][:5], strict=True))
-    assert half["first forecast s"] == "0.200" and half["over dense"] == "0.40"
+    half = dict(zip(LOADS[:6], load_lines(content)[1][:6], strict=True))
+    assert half["first forecast s"] == "0.200" and half["cpu s"] == "0.100" and half["over dense"] == "0.40"
     assert load_lines(content)[1][-1] == "0.40"
 
 

@@ -31,12 +31,14 @@ class Alone:
     Attributes:
         imports_s: seconds of the imports, torch above all.
         first_s: seconds after the imports until the first forecast was there: reading the files and forecasting once.
+        first_cpu_s: processor time of the same, of all threads; neighbours on the machine disturb it less.
         imports_mib: resident size after the imports; None where the system does not tell.
         peak_mib: highest resident size beyond it, weights included; None where the system does not tell.
     """
 
     imports_s: float
     first_s: float
+    first_cpu_s: float
     imports_mib: float | None
     peak_mib: float | None
 
@@ -93,15 +95,15 @@ def measure(order: dict[str, Any]) -> Alone:
     )  # fmt: skip
     # The batch is the caller's; making it also starts what torch starts once per process.
     batch = subject.batch(order["windows"])
-    imported, before = time.perf_counter(), resident("VmRSS")
+    imported, worked, before = time.perf_counter(), time.process_time(), resident("VmRSS")
     forecast = runtime.open(subject, order["threads"])
     forecast(batch)
-    first = time.perf_counter()
+    first_s, first_cpu_s = time.perf_counter() - imported, time.process_time() - worked
     for _ in range(FORECASTS - 1):
         forecast(batch)
     peak = resident("VmHWM")
     beyond = None if peak is None or before is None else max(0.0, peak - before)
-    return Alone(imported - started, first - imported, before, beyond)
+    return Alone(imported - started, first_s, first_cpu_s, before, beyond)
 
 
 def resident(field: str) -> float | None:

@@ -271,6 +271,7 @@ def _loads(
                         "device": device,
                         "first_s": median(one.first_s for one in all_of_it),
                         "spread_s": [min(one.first_s for one in all_of_it), max(one.first_s for one in all_of_it)],
+                        "first_cpu_s": median(one.first_cpu_s for one in all_of_it),
                         "imports_s": median(one.imports_s for one in all_of_it),
                         "bytes_on_disk": runtime.bytes_on_disk(subject),
                     }

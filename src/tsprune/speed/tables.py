@@ -27,7 +27,17 @@ HEAD = (
     "differs by",
 )
 """Headings of `line`."""
-LOADS = ("runtime", "model", "first forecast s", "range", "over dense", "MB on disk", "parameters", "over dense")
+LOADS = (
+    "runtime",
+    "model",
+    "first forecast s",
+    "range",
+    "cpu s",
+    "over dense",
+    "MB on disk",
+    "parameters",
+    "over dense",
+)
 """Headings of `load_lines`."""
 
 
@@ -75,7 +85,7 @@ def load_lines(content: Mapping[str, Any]) -> list[list[str]]:
     """The cells under `LOADS`."""
     parameters = {model["name"]: model["parameters"] for model in content["models"]}
     dense = content["reference"]
-    base = {(one["runtime"], one["device"]): one["first_s"] for one in content["loads"] if one["model"] == dense}
+    base = {(one["runtime"], one["device"]): one["first_cpu_s"] for one in content["loads"] if one["model"] == dense}
     found = []
     for one in content["loads"]:
         of = base.get((one["runtime"], one["device"]))
@@ -86,7 +96,8 @@ def load_lines(content: Mapping[str, Any]) -> list[list[str]]:
                 one["model"],
                 f"{one['first_s']:.3f}",
                 f"{low:.3f}-{high:.3f}",
-                _ratio(one["first_s"] / of if of else None),
+                f"{one['first_cpu_s']:.3f}",
+                _ratio(one["first_cpu_s"] / of if of else None),
                 megabytes(one["bytes_on_disk"]),
                 f"{parameters[one['model']]:,}",
                 _ratio(parameters[one["model"]] / parameters[dense]),
