@@ -4,7 +4,7 @@
 
 At the Chronos-Bolt-small shape with random weights: whole, built with half and with a quarter of the heads and of the
 feed-forward width (patch embeddings included, so that operations are halved), and the whole one cut to half of its
-heads and channels by a plan, which leaves the patch embeddings. And the bundled models, whole and cut to half by a plan.
+heads and channels by a plan, which leaves the patch embeddings. The bundled models, whole and cut to half by a plan.
 Batches of 1 and 16, one thread, all models and runtimes in turn. Marks for half, by processor time: eager at most 0.60
 of the whole model at a batch of 1 and 0.54 at 16; ONNX Runtime at most 0.52; 80 and 95 % of the operations that were
 saved must show in the time of eager torch.

@@ -19,6 +19,7 @@ from tsprune.flags import flag_of
 from tsprune.latencycommand import LatencySettings
 from tsprune.slimming import slim
 from tsprune.speed import ladder, runtimes
+from tsprune.speed.alone import Alone
 from tsprune.speed.page import write_latency_page
 from tsprune.speed.rungs import with_ratios
 from tsprune.speed.tables import HEAD, LOADS, legend, line, load_lines, sentences, texts
@@ -108,13 +109,9 @@ def test_memory_and_loading_come_from_processes_of_their_own(
 ) -> None:
     asked: list[tuple[str, int]] = []
 
-    def alone(runtime: str, source: str, folder: Path, **more: Any) -> Any:
+    def alone(runtime: str, source: str, folder: Path, **more: Any) -> Alone:
         asked.append((source, more["windows"]))
-        return type(
-            "Found",
-            (),
-            {"first_s": float(len(asked)), "first_cpu_s": 0.5, "imports_s": 1.0, "peak_mib": 5.0 + more["windows"]},
-        )
+        return Alone(1.0, float(len(asked)), 0.5, 9.0, 5.0 + more["windows"])
 
     monkeypatch.setattr(ladder, "alone", alone)
     code, _, _ = called(["bench", "latency", "dense", *QUICK[:-1], "--quiet"], capsys)
