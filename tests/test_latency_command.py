@@ -22,7 +22,7 @@ from tsprune.speed import ladder, runtimes
 from tsprune.speed.alone import Alone
 from tsprune.speed.page import write_latency_page
 from tsprune.speed.rungs import with_ratios
-from tsprune.speed.tables import HEAD, LOADS, legend, line, load_lines, sentences, texts
+from tsprune.speed.tables import HEAD, LOADS, legend, line, load_lines, sentences, show, texts
 from tsprune.stages import read_json
 
 NAMES = ("eager", "onnx", "onnx_int8")
@@ -204,6 +204,20 @@ def test_tables_name_the_runtime_in_every_row_and_both_ratios(content: dict[str,
     half = dict(zip(LOADS[:6], load_lines(content)[1][:6], strict=True))
     assert half["first forecast s"] == "0.200" and half["cpu s"] == "0.100" and half["over dense"] == "0.40"
     assert load_lines(content)[1][-1] == "0.40"
+
+
+def test_terminal_gets_the_same_cells_whatever_its_width(
+    content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "160")
+    show(content)
+    wide = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert all(text in wide for text in (*HEAD, "not timed: no <such> kernel", "quartiles", "0.25 (0.12)"))
+    monkeypatch.setenv("COLUMNS", "90")
+    show(content)
+    narrow = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert max(map(len, narrow.splitlines())) <= 90
 
 
 def test_sentences_part_pruning_from_the_runtime(content: dict[str, Any]) -> None:

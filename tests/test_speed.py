@@ -330,3 +330,20 @@ def test_a_process_of_its_own_counts_its_own_memory(subjects: list[Subject]) -> 
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(TspruneError, match=r"only loads nowhere/x and forecasts failed: .*nowhere/x"):
         alone("eager", "nowhere/x", tmp_path, context=CONTEXT, horizon=HORIZON, windows=1, threads=1)
+
+
+@pytest.mark.heavy
+def test_the_exported_file_forecasts_as_plain_torch_does(subjects: list[Subject]) -> None:
+    for package in _onnxfile.PACKAGES:
+        pytest.importorskip(package)
+    chosen = {name: runtimes.find(name) for name in ("eager", "onnx", "onnx_int8")}
+    for runtime in chosen.values():
+        assert runtime.refusal(subjects[0]) == ""
+        runtime.prepare(subjects[0], Progress(quiet=True))
+    rows = rows_of(subjects[:1], chosen, {}, Setting("cpu", 3, 1), 3)
+    assert [row["error"] for row in rows] == ["", "", ""]
+    assert rows[1]["difference"]["largest"] < TOLERANCE < rows[2]["difference"]["largest"] < 1
+    found = alone(
+        "onnx", "is not read", subjects[0].folder, context=CONTEXT, horizon=HORIZON, windows=1, threads=1
+    )  # fmt: skip
+    assert found.first_s > 0

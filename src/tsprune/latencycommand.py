@@ -72,7 +72,7 @@ def run_latency(chosen: Chosen, quiet: bool) -> None:
     """
     from tsprune.speed.ladder import climb
     from tsprune.speed.page import write_latency_page
-    from tsprune.speed.tables import sentences, short_legend, texts
+    from tsprune.speed.tables import sentences, short_legend, show
     from tsprune.stages import writable, write_json
 
     settings, progress = chosen.make(LatencySettings), Progress(quiet)
@@ -82,8 +82,7 @@ def run_latency(chosen: Chosen, quiet: bool) -> None:
     content = climb(settings, progress)
     write_json(out / "latency.json", content)
     write_latency_page(out / "latency.html", content)
-    for text in texts(content):
-        print(text + "\n")
-    for line in (*short_legend(content), "", *sentences(content)):
+    show(content)
+    for line in ("", *short_legend(content), "", *sentences(content)):
         print(line)
     print(f"numbers: {out / 'latency.json'}\npage: {out / 'latency.html'}")

@@ -103,6 +103,7 @@ def _runtimes(names: Sequence[str]) -> tuple[dict[str, Runtime], list[str]]:
             found[name] = runtime
     if names and runtimes.REFERENCE not in names:
         notes.append(f"{found[runtimes.REFERENCE].title} is always timed: the others are compared with it.")
+    notes += [f"Memory of {one.title} is not measured: {one.crowded}." for one in found.values() if one.crowded]
     if not names:
         asked = [one for one in runtimes.names() if runtimes.find(one).asked]
         notes.append(f"Only when asked for by --runtimes: {', '.join(asked)}, which takes up to a minute per row.")
@@ -122,27 +123,24 @@ def _strangers(subjects: Sequence[Subject]) -> list[str]:
 
 def _subjects(settings: LatencySettings, work: Path, device: str) -> list[Subject]:
     """The models, loaded on the device, with one context and horizon for all."""
-    from tsprune.models import load
-
-    loaded = {name: load(name, device=device) for name in settings.models}
-    tuned = [dict(model.task) for model in loaded.values()]
-    context = settings.context or _common(tuned, "context")
-    context = context or min(USUAL_CONTEXT, *(model.context_length for model in loaded.values()))
-    horizon = settings.horizon or _common(tuned, "horizon")
-    horizon = horizon or min(USUAL_HORIZON, *(model.native_horizon for model in loaded.values()))
-    for name, model in loaded.items():
-        if settings.context > model.context_length:
-            raise TspruneError(
-                f"--context {context} is longer than the {model.context_length} steps that {name} looks at; "
-                "give at most as many"
-            )
     found = []
-    for place, (name, model) in enumerate(loaded.items()):
+    for place, name in enumerate(settings.models):
         folder = work / str(place)
         folder.mkdir(exist_ok=True)
-        subject = Subject(name, name, folder, context, horizon, device, model.window_rows)
-        subject.__dict__["model"] = model
-        found.append(subject)
+        found.append(Subject(name, name, folder, settings.context, settings.horizon, device))
+    models = [subject.model for subject in found]
+    tuned = [model.task for model in models]
+    context = settings.context or _common(tuned, "context")
+    context = context or min(USUAL_CONTEXT, *(model.context_length for model in models))
+    horizon = settings.horizon or _common(tuned, "horizon")
+    horizon = horizon or min(USUAL_HORIZON, *(model.native_horizon for model in models))
+    for subject in found:
+        if settings.context > subject.model.context_length:
+            raise TspruneError(
+                f"--context {context} is longer than the {subject.model.context_length} steps that {subject.name} "
+                "looks at; give at most as many"
+            )
+        subject.context, subject.horizon, subject.window_rows = context, horizon, subject.model.window_rows
     return found
 
 

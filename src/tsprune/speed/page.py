@@ -10,7 +10,19 @@ from tsprune.bench.pages.layout import Cell, Line, Table
 from tsprune.bench.pages.sheet import Block, Bullets, Figure, Pairs, Section, Sheet, Tabled, Text, write_sheet
 from tsprune.report.canvas import BLUE, GREY, INK, bare_figure, plainly, svg
 from tsprune.report.words import milliseconds
-from tsprune.speed.tables import DASH, HEAD, LOADS, legend, line, load_lines, megabytes, sentences, short_legend, title
+from tsprune.speed.tables import (
+    DASH,
+    HEAD,
+    LOADS,
+    STUBS,
+    legend,
+    line,
+    load_lines,
+    megabytes,
+    sentences,
+    short_legend,
+    title,
+)
 
 
 def write_latency_page(path: Path, content: Mapping[str, Any]) -> Path:
@@ -22,7 +34,9 @@ def write_latency_page(path: Path, content: Mapping[str, Any]) -> Path:
     if content["loads"]:
         lines = _lines(load_lines(content))
         note = "From files on disk (in the page cache) to the first forecast of one window, imports left out; median."
-        table = Table("Loading in a fresh process, without any base model", LOADS[:2], ("",), LOADS[2:], lines, (note,))
+        table = Table(
+            "Loading in a fresh process, without any base model", LOADS[:STUBS], ("",), LOADS[STUBS:], lines, (note,)
+        )
         sections.append(Section("loading", "Loading", [Tabled(table)]))
     sections.append(Section("models", "Models", [Tabled(_models(content))]))
     sections.append(Section("protocol", "How", [Bullets(legend(content)), Bullets(list(content["notes"]), note=True)]))
@@ -56,7 +70,7 @@ def _blocks(name: str, table: Mapping[str, Any], content: Mapping[str, Any]) -> 
     rows = [line(row, content) for row in table["rows"]]
     timed = [row for row in rows if not row[-1].startswith("not timed")]
     missing = [f"{row[0]}, {row[1]}: {row[-1]}." for row in rows if row[-1].startswith("not timed")]
-    shown = Table(title(table), HEAD[:2], ("",), HEAD[2:], _lines(timed), tuple(short_legend(content)))
+    shown = Table(title(table), HEAD[:STUBS], ("",), HEAD[STUBS:], _lines(timed), tuple(short_legend(content)))
     caption = "Milliseconds per forecast, median; the thin line spans the quartiles. Grey is the uncut model."
     blocks: list[Block] = [Figure(bars(name, table, content), caption, "Time per forecast."), Tabled(shown)]
     if table["why"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tsprune.data.words import many
@@ -11,6 +12,7 @@ from tsprune.report.words import milliseconds
 from tsprune.speed.runtimes import REFERENCE
 
 DASH = "–"
+STUBS = 2
 SLIGHT = 1e-6
 """Differences below are rounding and shown as such."""
 HEAD = (
@@ -42,16 +44,36 @@ LOADS = (
 
 
 def texts(content: Mapping[str, Any]) -> list[str]:
-    """Every table with its title, for a terminal."""
-    found = []
+    """Every table with its title, for a file or a pipe."""
+    return ["\n".join([name, text_table(list(head), rows), *missing]) for name, head, rows, missing in _parts(content)]
+
+
+def show(content: Mapping[str, Any]) -> None:
+    """Print every table; on a terminal, cells break where there is no room."""
+    if not sys.stdout.isatty():
+        print("\n\n".join(texts(content)))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    for name, head, rows, missing in _parts(content):
+        table = Table(title=Text(name), title_justify="left", box=None, padding=(0, 1), pad_edge=False)
+        for place, text in enumerate(head):
+            table.add_column(Text(text), justify="left" if place < STUBS else "right", overflow="fold")
+        for cells in rows:
+            table.add_row(*map(Text, cells))
+        Console().print(table, *map(Text, missing), sep="\n")
+
+
+def _parts(content: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[str], list[list[str]], list[str]]]:
+    """Title, heads, rows that were timed, and a line for each that was not."""
     for table in content["tables"]:
         rows = [line(row, content) for row in table["rows"]]
-        shown = text_table(list(HEAD), [row for row in rows if not row[-1].startswith("not timed")])
         missing = [f"{row[0]}, {row[1]}: {row[-1]}" for row in rows if row[-1].startswith("not timed")]
-        found.append("\n".join([title(table), shown, *missing]))
+        yield title(table), HEAD, [row for row in rows if not row[-1].startswith("not timed")], missing
     if content["loads"]:
-        found.append("\n".join(["loading in a fresh process", text_table(list(LOADS), load_lines(content))]))
-    return found
+        yield "loading in a fresh process", LOADS, load_lines(content), []
 
 
 def title(table: Mapping[str, Any]) -> str:
