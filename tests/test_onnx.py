@@ -54,6 +54,16 @@ def halved(model: Forecaster, kinds: Mapping[str, int]) -> dict[str, Sequence[in
     return kept
 
 
+def check_parity(facts: Mapping[str, Any]) -> None:
+    """Nearly all comparisons keep the plain rule, and the others are no more than rounding."""
+    found = facts["parity"]
+    amplified = found.get("amplified", [])
+    assert found["cases"] >= 20
+    assert found["worst"] <= 1e-5
+    assert len(amplified) <= found["cases"] // 4
+    assert all(case["difference"] <= 1e-3 for case in amplified)
+
+
 def check_run(model: Forecaster, out: Path, horizon: int) -> None:
     run = session(out / "model.onnx")
     for rows, length in ((1, 1), (4, model.context_length // 2 + 1), (7, model.context_length + 9)):
@@ -77,8 +87,7 @@ def test_a_slim_model_with_uneven_heads_is_reproduced(bolt: tuple[Forecaster, Pa
     model, out, facts = bolt
     widths = {tuple(m.shape.values) for m in model.modules() if hasattr(m, "shape") and hasattr(m, "o")}
     assert any(len(set(values)) > 1 for values in widths)
-    assert facts["parity"]["cases"] >= 20
-    assert facts["parity"]["worst"] <= 1e-5
+    check_parity(facts)
     check_run(model, out, 16)
 
 
@@ -145,7 +154,7 @@ def test_a_model_without_branches_and_with_indexed_channels_is_reproduced(tmp_pa
     assert slimmed.parameter_count() < model.parameter_count()
     assert slimmed.indexed
     facts = written(slimmed, tmp_path / "out", 11)
-    assert facts["parity"]["worst"] <= 1e-5
+    check_parity(facts)
     check_run(slimmed, tmp_path / "out", 11)
 
 
@@ -154,7 +163,7 @@ def test_experts_run_on_their_own_tokens(tmp_path: Path) -> None:
 
     model = tiny_model("time_moe")
     facts = written(model, tmp_path / "out", model.native_horizon)
-    assert facts["parity"]["worst"] <= 1e-5
+    check_parity(facts)
     check_run(model, tmp_path / "out", model.native_horizon)
     kinds = {node.op_type for node in onnx.load(str(tmp_path / "out" / "model.onnx")).graph.node}
     assert "NonZero" in kinds
@@ -180,5 +189,5 @@ def test_every_variant_of_every_family_is_reproduced_dense_slim_and_rolled_out(
         model = slim(model, halved(model, {"head": 3, "ffn_channel": 2, "expert": 3, "out_channel": 4}))
         horizon = 2 * horizon + 3
     facts = written(model, tmp_path / "out", horizon)
-    assert facts["parity"]["worst"] <= 1e-5
+    check_parity(facts)
     check_run(model, tmp_path / "out", horizon)

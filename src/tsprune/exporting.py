@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,8 @@ def export(
     if reason := kind.refusal(model):
         raise TspruneError(f"--format {form}: {reason}")
     check_export_place(out)
-    work, old = (out.absolute().with_name(f".{out.absolute().name}.{end}") for end in ("part", "old"))
+    target = Path(os.path.abspath(out))
+    work, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
     for leftover in (work, old):
         shutil.rmtree(leftover, ignore_errors=True)
     work.mkdir(parents=True)
@@ -91,7 +93,7 @@ def export(
         found = kind.write(Request(model, source, work, batches, horizon, progress, dict(options or {})))
         facts = {"format": form, "title": kind.title, "family": model.family, "horizon": horizon, **found}
         write_json(work / FACTS, facts)
-        exchange(work, out.absolute(), old)
+        exchange(work, target, old)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return facts

@@ -20,7 +20,7 @@ def all_set(flags: Tensor) -> bool:
     return not tracing() and bool(flags.all())
 
 
-def picked(x: Tensor, steps: int | torch.SymInt) -> Tensor:
+def picked(x: Tensor, steps: int) -> Tensor:
     """The last steps of `[..., L]`, at most L, by an index: so the tracer knows their number, which a slice hides."""
     places = torch.arange(steps, device=x.device) + (x.shape[-1] - steps)
     return x.index_select(-1, places)
@@ -28,7 +28,9 @@ def picked(x: Tensor, steps: int | torch.SymInt) -> Tensor:
 
 def newest(x: Tensor, steps: int) -> Tensor:
     """The last steps of `[..., L]`, or all where there are fewer."""
-    return picked(x, torch.sym_min(steps, x.shape[-1])) if tracing() else x[..., -steps:]
+    if tracing():
+        return picked(x, torch.sym_min(steps, x.shape[-1]))  # type: ignore[no-untyped-call]
+    return x[..., -steps:]
 
 
 def fitted(x: Tensor, steps: int) -> Tensor:

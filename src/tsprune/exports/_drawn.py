@@ -34,4 +34,4 @@ def drawn_batches(count: int, context: int, horizon: int, seed: int = 0) -> list
     for row in range(2, count, 3):
         first = int(torch.randint(max(1, context - 4), (1,), generator=draw))
         series[row, first : first + max(1, context // 16)] = torch.nan
-    return [Batch(part[:, :context].clone(), part[:, context:].clone()) for part in series.split(ROWS)]
+    return [Batch(part[:, :context].clone(), part[:, context:].clone()) for part in torch.split(series, ROWS)]

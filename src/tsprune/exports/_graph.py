@@ -101,7 +101,7 @@ def traced(model: Forecaster, steps: int) -> Any:
     # Sizes that nothing hinges on: neither 1, nor whole patches, nor the whole context.
     example = torch.randn(3, min(2 * model.patch + 5, max(2, model.context_length - 1)), dtype=model.dtype)
     rows, length = (torch.export.Dim(name, min=1, max=LARGEST) for name in ("batch", "length"))
-    with torch.no_grad(), quiet(), symbols.patch(backed_size_oblivious=True):
+    with torch.no_grad(), quiet(), symbols.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         # Questions about sizes are settled as for the example, which the check at every kind of size then confirms.
         return torch.export.export(
             # A copy: what a block keeps for later calls, such as indices, would be symbols from here on.

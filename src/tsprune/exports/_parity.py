@@ -39,7 +39,7 @@ class Case:
     def said(self) -> str:
         """For messages."""
         rows, length = self.context.shape
-        return f"{rows} rows of {length} steps, missing values: {self.gaps.replace('_', ' ')}"
+        return f"batch {rows}, length {length}, missing values: {self.gaps.replace('_', ' ')}"
 
 
 def lengths(limit: int, patch: int) -> list[int]:
