@@ -22,7 +22,7 @@ from tsprune.speed import ladder, runtimes
 from tsprune.speed.alone import Alone
 from tsprune.speed.page import write_latency_page
 from tsprune.speed.rungs import with_ratios
-from tsprune.speed.tables import HEAD, LOADS, legend, line, load_lines, sentences, show, texts
+from tsprune.speed.tables import HEAD, LOADS, fastest, legend, line, load_lines, sentences, show, texts
 from tsprune.stages import read_json
 
 NAMES = ("eager", "onnx", "onnx_int8")
@@ -226,6 +226,13 @@ def test_sentences_part_pruning_from_the_runtime(content: dict[str, Any]) -> Non
         "16 windows per forecast, 1 thread, cpu: half takes 0.50 of dense on ONNX Runtime; together with the runtime "
         "0.25 of dense on eager torch",
     ]
+    best = fastest(content)
+    assert best is not None and (best["model"], best["runtime"]) == ("half", "onnx")
+    rough = next(
+        row for row in content["tables"][0]["rows"] if row["runtime"] == "onnx_int8" and row["model"] == "half"
+    )
+    rough |= {"median_ms": 1.0, "pruning": 0.1, "together": 0.1}
+    assert fastest(content) == best
     assert "The batch of 16 windows: 32 are no faster." in legend(content)
     content["models"] = content["models"][:1]
     content["tables"][0]["rows"] = content["tables"][0]["rows"][:1]
@@ -238,4 +245,5 @@ def test_page_stands_alone_and_escapes(content: dict[str, Any], tmp_path: Path) 
     assert "no &lt;such&gt; kernel" in page and "<such>" not in page
     assert page.count("<figure>") == 1 and "Other programs ran" in page
     assert "of the time of dense on the same runtime (ONNX Runtime): pruning" in page
+    assert f'<p class="verdict">{sentences(content)[1]}</p>' in page
     assert page == write_latency_page(tmp_path / "again.html", content).read_text(encoding="utf-8")

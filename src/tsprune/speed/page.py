@@ -10,15 +10,18 @@ from tsprune.bench.pages.layout import Cell, Line, Table
 from tsprune.bench.pages.sheet import Block, Bullets, Figure, Pairs, Section, Sheet, Tabled, Text, write_sheet
 from tsprune.report.canvas import BLUE, GREY, INK, bare_figure, plainly, svg
 from tsprune.report.words import milliseconds
+from tsprune.speed.runtimes import REFERENCE
 from tsprune.speed.tables import (
     DASH,
     HEAD,
     LOADS,
     STUBS,
+    fastest,
     legend,
     line,
     load_lines,
     megabytes,
+    sentence,
     sentences,
     short_legend,
     title,
@@ -44,7 +47,8 @@ def write_latency_page(path: Path, content: Mapping[str, Any]) -> Path:
     sections.append(Section("machine", "Machine", [Pairs([("machine", content["machine"]), ("versions", versions)])]))
     disturbed = "Other programs ran while some of these times were taken; they are not reliable."
     alerts = [disturbed] if content["busy"] else []
-    said = sentences(content)
+    best = fastest(content)
+    said = sentences(content)[:1] if best is None else [sentence(content["tables"][0], best, content)]
     names = ", ".join(model["name"] for model in content["models"])
     subtitle = f"{names}; context {content['context']}, horizon {content['horizon']}, random windows"
     sheet = Sheet("Latency", subtitle, said[0] if said else "Nothing to compare.", alerts, _facts(content), sections)
@@ -52,17 +56,14 @@ def write_latency_page(path: Path, content: Mapping[str, Any]) -> Path:
 
 
 def _facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Both ratios of the last model on the fastest runtime of the first table, apart from each other."""
-    rows = [row for row in content["tables"][0]["rows"] if row["median_ms"] is not None]
-    dense = content["reference"]
-    cut = [row for row in rows if row["model"] != dense and row["pruning"] is not None and row["together"] is not None]
-    if not cut:
+    """Both ratios of the model that stands for the page, apart from each other."""
+    best, dense = fastest(content), content["reference"]
+    if best is None:
         return []
-    best = min(cut, key=lambda row: float(row["median_ms"]))
-    runtime = content["runtimes"][best["runtime"]]["title"]
+    runtime, plain = (content["runtimes"][name]["title"] for name in (best["runtime"], REFERENCE))
     return [
         (f"{best['pruning']:.2f}", f"of the time of {dense} on the same runtime ({runtime}): pruning"),
-        (f"{best['together']:.2f}", f"of the time of {dense} on eager torch: pruning and runtime together"),
+        (f"{best['together']:.2f}", f"of the time of {dense} on {plain}: pruning and runtime together"),
     ]
 
 

@@ -156,16 +156,31 @@ def sentences(content: Mapping[str, Any]) -> list[str]:
     for table in content["tables"]:
         if table["threads"] != content["tables"][0]["threads"] or table["device"] != content["tables"][0]["device"]:
             continue
-        for row in table["rows"]:
-            if row["model"] == dense or row["pruning"] is None:
-                continue
-            runtime = content["runtimes"][row["runtime"]]["title"]
-            said = f"{title(table).split(' (')[0]}: {row['model']} takes {row['pruning']:.2f} of {dense} on {runtime}"
-            if row["runtime"] != REFERENCE and row["together"] is not None:
-                plain = content["runtimes"][REFERENCE]["title"]
-                said += f"; together with the runtime {row['together']:.2f} of {dense} on {plain}"
-            found.append(said)
+        rows = [row for row in table["rows"] if row["model"] != dense and row["pruning"] is not None]
+        found += [sentence(table, row, content) for row in rows]
     return found
+
+
+def sentence(table: Mapping[str, Any], row: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+    """What a model takes of the dense one, on the same runtime and, after it, on plain torch."""
+    dense, runtime = content["reference"], content["runtimes"][row["runtime"]]["title"]
+    said = f"{title(table).split(' (')[0]}: {row['model']} takes {row['pruning']:.2f} of {dense} on {runtime}"
+    if row["runtime"] == REFERENCE or row["together"] is None:
+        return said
+    plain = content["runtimes"][REFERENCE]["title"]
+    return f"{said}; together with the runtime {row['together']:.2f} of {dense} on {plain}"
+
+
+def fastest(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The row of the first table that may stand for the page: not the dense model, not on a runtime that differs."""
+    rows = [
+        row
+        for row in content["tables"][0]["rows"]
+        if row["model"] != content["reference"]
+        and content["runtimes"][row["runtime"]]["exact"]
+        and None not in (row["median_ms"], row["pruning"], row["together"])
+    ]
+    return min(rows, key=lambda row: float(row["median_ms"]), default=None)
 
 
 def megabytes(count: int | None) -> str:
