@@ -16,7 +16,6 @@ kept the machine busy; `--fresh` measures everything again. Exits with 1 when a 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -39,7 +38,7 @@ BATCHES = ("1", "16")
 CASES = ("bolt_small", "mini", "mini-moe")
 SMALLER = {"half": (4, 1024), "quarter": (2, 512)}
 """Heads and feed-forward width of smaller networks of the Chronos-Bolt-small shape."""
-CUT = "half by plan"
+CUT = "half_by_plan"
 MOST = {("eager", 1): 0.60, ("eager", 16): 0.54, ("onnx", 1): 0.52, ("onnx", 16): 0.52}
 LEAST_EFFICIENCY = {1: 0.80, 16: 0.95}
 
@@ -55,8 +54,8 @@ def kept(model: Forecaster) -> dict[str, list[int]]:
     }
 
 
-def models_of(case: str, folder: Path) -> dict[str, str]:
-    """Checkpoints of the whole model and of the smaller ones, by name."""
+def models_of(case: str, folder: Path) -> list[str]:
+    """Checkpoints of the whole model and of the smaller ones, in folders of their names."""
     model: Forecaster = bolt_small() if case == "bolt_small" else load(case)
     found = {"dense": model}
     if case == "bolt_small":
@@ -64,21 +63,23 @@ def models_of(case: str, folder: Path) -> dict[str, str]:
         for one in found.values():
             one.config["architectures"] = ["ChronosBoltModelForForecasting"]
     found[CUT] = slim(model, kept(model))
-    return {name: str(save(one, folder / name.replace(" ", "_"))) for name, one in found.items()}
+    return [str(save(one, folder / name)) for name, one in found.items()]
 
 
 def measured(case: str, repeats: int, runtimes: list[str]) -> dict[str, Any]:
-    """The ladder of one case, with the names of models in place of folders."""
+    """The ladder of one case."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = models_of(case, Path(folder))
         settings = LatencySettings(
-            models=tuple(paths.values()), batches=BATCHES, threads=("1",), runtimes=tuple(runtimes), repeats=repeats
+            models=tuple(models_of(case, Path(folder))),
+            batches=BATCHES,
+            threads=("1",),
+            runtimes=tuple(runtimes),
+            repeats=repeats,
         )
-        text = json.dumps(climb(settings, Progress()))
-    # The longest first: one path may begin with another.
-    for name, path in sorted(paths.items(), key=lambda pair: -len(pair[1])):
-        text = text.replace(path, name)
-    found: dict[str, Any] = json.loads(text)
+        found = climb(settings, Progress())
+    for model in found["models"]:
+        # A temporary folder.
+        del model["source"]
     return found | {"asked": {"repeats": repeats, "runtimes": runtimes}}
 
 

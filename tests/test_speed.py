@@ -29,7 +29,7 @@ from tsprune.speed.batches import GAIN, PATIENCE, largest_batch
 from tsprune.speed.rungs import TOLERANCE, Setting, difference, rows_of, with_ratios
 from tsprune.speed.runtimes import _onnxfile
 from tsprune.speed.runtimes._runtime import Forecast, Runtime
-from tsprune.speed.subject import Subject
+from tsprune.speed.subject import Subject, short_names
 
 CONTEXT, HORIZON = 32, 8
 
@@ -199,6 +199,24 @@ def test_one_slow_turn_does_not_end_the_search() -> None:
         clock.now += slow.get(windows, 1000)
 
     assert largest_batch(run, lambda: 0.0, 1.0, most=32, clock=clock).windows == 32
+
+
+def test_names_are_what_directories_differ_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("runs/a/model", "runs/b/model", "runs/b", "c", "mini"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    whole = str(tmp_path / "runs")
+    for sources, names in {
+        ("runs/a/model", "runs/b/model"): ["a", "b"],
+        (f"{whole}/a/model", f"{whole}/b/model"): ["a", "b"],
+        ("owner/model", f"{whole}/a/model"): ["owner/model", "model"],
+        ("runs/b", "runs/b/model"): ["b", "b/model"],
+        ("runs/a/model", "c"): ["runs/a/model", "c"],
+        (f"{whole}/a", "a"): [f"{whole}/a", "a"],
+        ("owner/name", "other"): ["owner/name", "other"],
+    }.items():
+        assert short_names(sources) == names
+        assert len(set(short_names(sources))) == len(sources)
 
 
 def test_plain_torch_comes_first_and_all_runtimes_say_what_they_are() -> None:

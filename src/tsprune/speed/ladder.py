@@ -19,7 +19,7 @@ from tsprune.speed.alone import alone
 from tsprune.speed.batches import SHARE, Largest, largest_batch
 from tsprune.speed.rungs import TOLERANCE, Setting, rows_of, said
 from tsprune.speed.runtimes._runtime import Runtime
-from tsprune.speed.subject import Subject
+from tsprune.speed.subject import Subject, short_names
 
 if TYPE_CHECKING:
     from tsprune.latencycommand import LatencySettings
@@ -124,10 +124,10 @@ def _strangers(subjects: Sequence[Subject]) -> list[str]:
 def _subjects(settings: LatencySettings, work: Path, device: str) -> list[Subject]:
     """The models, loaded on the device, with one context and horizon for all."""
     found = []
-    for place, name in enumerate(settings.models):
+    for place, (name, source) in enumerate(zip(short_names(settings.models), settings.models, strict=True)):
         folder = work / str(place)
         folder.mkdir(exist_ok=True)
-        found.append(Subject(name, name, folder, settings.context, settings.horizon, device))
+        found.append(Subject(name, source, folder, settings.context, settings.horizon, device))
     models = [subject.model for subject in found]
     tuned = [model.task for model in models]
     context = settings.context or _common(tuned, "context")
@@ -288,6 +288,7 @@ def _about(subject: Subject) -> dict[str, Any]:
     model = subject.model
     return {
         "name": subject.name,
+        "source": subject.source,
         "family": model.family,
         "parameters": model.parameter_count(),
         "flops": subject.flops,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,26 @@ from pathlib import Path
 from tsprune.data.batch import Batch
 from tsprune.evaluation.cost import flops, random_batch
 from tsprune.models._forecaster import Forecaster
+
+
+def short_names(sources: Sequence[str]) -> list[str]:
+    """Names for people: of directories, only the parts in which they differ; all different.
+
+    Args:
+        sources: directories, and names that are none, all different.
+    """
+    parts = {source: Path(source).parts for source in sources if Path(source).is_dir()}
+    if len(parts) == 1:
+        parts = {source: own[-1:] for source, own in parts.items()}
+    while len(parts) > 1 and all(len(own) > 1 for own in parts.values()):
+        if len({own[0] for own in parts.values()}) == 1:
+            parts = {source: own[1:] for source, own in parts.items()}
+        elif len({own[-1] for own in parts.values()}) == 1:
+            parts = {source: own[:-1] for source, own in parts.items()}
+        else:
+            break
+    names = [str(Path(*parts[source])) if parts.get(source) else source for source in sources]
+    return names if len(set(names)) == len(names) else list(sources)
 
 
 @dataclass
