@@ -2,9 +2,9 @@
 
 python benchmarks/onnx_latency.py [--rounds 40] [--context 512] [--channels 1024]
 
-Half of the heads go, and hidden channels down to --channels of 2048, from all layers alike. With 1024 slightly more than
-half of the operations are left, since embedding and output stay whole; with 928 it is half. Weights are random, which
-times do not see.
+Half of the heads go, and hidden channels down to --channels of 2048, from all layers alike. With 1024 slightly more
+than half of the operations are left, since embedding and output stay whole; with 928 it is half. Weights are random,
+which times do not see.
 The four runs take turns on one thread; medians of processor time, so that other programs on the machine weigh less.
 """
 
