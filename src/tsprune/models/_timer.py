@@ -240,7 +240,7 @@ class TokenDecoder(Forecaster):
 def _whole_tokens(x: Tensor, size: int) -> Tensor:
     """What fills whole tokens at the end of `[B, L]`; what is shorter than a token has NaN in front."""
     if tracing():
-        whole = torch.sym_max(1, x.shape[1] // size) * size
+        whole = torch.sym_max(1, x.shape[1] // size) * size  # type: ignore[no-untyped-call]
         return picked(nn.functional.pad(x, (size, 0), value=torch.nan), whole)
     extra = x.shape[1] % size if x.shape[1] > size else 0
     return left_fill(x[:, extra:], size)
