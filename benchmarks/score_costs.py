@@ -51,12 +51,12 @@ SEVERAL_PASSES = ("ablation", "stable_rank")
 HERE = Path(__file__).resolve().parent
 
 
-def bolt_small() -> ChronosBolt:
-    """The shape of amazon/chronos-bolt-small with random weights."""
+def bolt_small(heads: int = 8, hidden: int = 2048) -> ChronosBolt:
+    """The shape of amazon/chronos-bolt-small with random weights, or with fewer heads and feed-forward channels."""
     torch.manual_seed(0)
     section = {"context_length": CONTEXT, "input_patch_size": 16, "input_patch_stride": 16, "use_reg_token": True}
     section |= {"prediction_length": HORIZON, "quantiles": [k / 10 for k in range(1, 10)]}
-    config = {"d_model": 512, "d_kv": 64, "num_heads": 8, "d_ff": 2048, "num_layers": 6, "num_decoder_layers": 6}
+    config = {"d_model": 512, "d_kv": 64, "num_heads": heads, "d_ff": hidden, "num_layers": 6, "num_decoder_layers": 6}
     return ChronosBolt({**config, "feed_forward_proj": "relu", "chronos_config": section}).eval()
 
 

@@ -9,6 +9,7 @@ import os
 import platform
 import socket
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.evaluation import cost, machine
 from tsprune.evaluation.baselines.seasonal_naive import SeasonalNaive
-from tsprune.evaluation.cost import flops, latency, parameters
+from tsprune.evaluation.cost import flops, latency, parameters, taking_turns
 from tsprune.models.chronos2 import Chronos2
 
 TINY = {
@@ -134,6 +135,33 @@ def test_latency_gives_the_quartiles_of_each_model_in_milliseconds():
     assert (slow.minimum_ms, slow.q1_ms, slow.median_ms, slow.q3_ms) == pytest.approx((10, 20, 30, 40))
     assert found["even"].q1_ms == found["even"].q3_ms == pytest.approx(7)
     assert slow.cpu_ms >= 0
+
+
+def test_calls_take_turns_and_rest_before_each_that_counts(monkeypatch: pytest.MonkeyPatch):
+    events: list[object] = []
+    clock = FakeClock()
+
+    def sleep(seconds: float) -> None:
+        events.append(seconds)
+        clock.now += 10**9
+
+    def call(name: int) -> None:
+        events.append(name)
+        clock.now += name * 1_000_000
+
+    monkeypatch.setattr(cost.time, "sleep", sleep)
+    found = taking_turns({n: partial(call, n) for n in (3, 4)}, 2, warmup=1, pause=0.5, clock=clock)
+    assert events == [3, 4, 0.5, 3, 0.5, 4, 0.5, 3, 0.5, 4]
+    assert {name: one.median_ms for name, one in found.items()} == pytest.approx({3: 3, 4: 4})
+
+
+def test_free_memory_is_some_of_the_memory_there_is(monkeypatch: pytest.MonkeyPatch):
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < machine.free_memory() <= whole
+    monkeypatch.setattr(machine.Path, "read_text", lambda *given, **named: "MemTotal: 8 kB\nMemAvailable: 5 kB\n")
+    assert machine.free_memory() == 5 * 1024
+    monkeypatch.setattr(machine.Path, "read_text", lambda *given, **named: "")
+    assert machine.free_memory() == whole // 2
 
 
 class Curious:

@@ -148,3 +148,22 @@ def test_interpolated_levels_lie_on_the_line_between_their_neighbours(level: flo
     left, right = next((a, b) for a, b in pairwise(points) if a[0] <= level <= b[0])
     expected = left[1] + (right[1] - left[1]) * (level - left[0]) / (right[0] - left[0])
     assert float(at_levels(quantiles, own, [level])) == pytest.approx(expected, abs=1e-6)
+
+
+@every_family
+def test_own_levels_come_as_they_are_and_as_interpolation_would_give_them(family: str) -> None:
+    model, batch = tiny_model(family), tiny_batch()
+    own = model.forecast(batch, 16)
+    assert torch.equal(model.forecast(batch, 16, model.levels), own)
+    # One level more takes the long way.
+    assert torch.equal(model.forecast(batch, 16, (*model.levels, 0.55))[:, : len(model.levels)], own)
+
+
+@every_family
+@pytest.mark.parametrize("training", [False, True])
+def test_forecast_leaves_every_part_in_its_mode_and_is_the_same_in_both(family: str, training: bool) -> None:
+    model, batch = tiny_model(family), tiny_batch()
+    expected = model.forecast(batch, 16)
+    model.train(training)
+    assert torch.equal(model.forecast(batch, 16), expected)
+    assert all(module.training is training for module in model.modules())

@@ -31,7 +31,10 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["specialize", "--help"], ["predict", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["specialize", "--help"], ["predict", "--help"], ["bench", "latency", "--help"], ["--version"]],
+)
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     # The CLI library itself asks pydantic, where it is there, about the types of options.
     assert imported(HELP.format(arguments=arguments)) & {*HEAVY, "numpy"} <= {"pydantic"}

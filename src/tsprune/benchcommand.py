@@ -44,7 +44,10 @@ class BenchSettings:
 
 
 def run_bench(chosen: Chosen, quiet: bool) -> None:
-    """Run a grid of models, data sets, horizons, candidates and seeds, and compare them."""
+    """Run a grid of models, data sets, horizons, candidates and seeds, and compare them.
+
+    Or time models on every runtime: tsprune bench latency MODEL..., with options of its own (--help after it).
+    """
     from tsprune.bench.benching import bench
     from tsprune.bench.spec import read
 

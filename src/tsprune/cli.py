@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from tsprune import __version__, commands, plancommands
 from tsprune.errors import TspruneError
@@ -53,7 +54,24 @@ def _group(context: typer.Context) -> None:
 
 def _add(group: typer.Typer, entries: Sequence[commands.Command]) -> None:
     for entry in entries:
-        group.command(entry.name)(command(entry.run, entry.sections, entry.positional))
+        body = command(entry.run, entry.sections, entry.positional)
+        group.command(entry.name, cls=_with_others(entry.beside) if entry.beside else TyperCommand)(body)
+
+
+def _with_others(entries: Sequence[commands.Command]) -> type[TyperCommand]:
+    """A command whose first word may be the name of another one, which takes over with options of its own."""
+
+    class Parting(TyperCommand):
+        def make_context(self, info_name: str | None, args: list[str], *more: Any, **named: Any) -> Any:
+            for entry in entries:
+                if args and args[0] == entry.name:
+                    other = typer.Typer(add_completion=False, rich_markup_mode="rich")
+                    other.command(entry.name)(command(entry.run, entry.sections, entry.positional))
+                    taking = typer.main.get_command(other)
+                    return taking.make_context(f"{info_name} {entry.name}", args[1:], *more, **named)
+            return super().make_context(info_name, args, *more, **named)
+
+    return Parting
 
 
 _add(app, commands.COMMANDS)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from tsprune.benchcommand import BenchSettings, run_bench
 from tsprune.data.reading import ReadOptions
 from tsprune.errors import TspruneError
+from tsprune.exportcommand import ExportSettings, run_export
 from tsprune.flags import Chosen
 from tsprune.forecastcommand import PredictSettings, run_predict
+from tsprune.latencycommand import LatencySettings, run_latency
 from tsprune.lenscommand import LensSettings, run_lens
 from tsprune.modelcommands import ConvertSettings, ModelsSettings, run_convert, run_models
 from tsprune.progress import Bar, Progress
@@ -366,12 +368,14 @@ def run_pretrain(chosen: Chosen, quiet: bool) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its name, what it does, its options, and a field given without a flag."""
+    """One command: its name, what it does, its options, a field given without a flag, and commands of two words that
+    begin with its name."""
 
     name: str
     run: Callable[[Chosen, bool], None]
     sections: tuple[type, ...]
     positional: str = ""
+    beside: tuple[Command, ...] = ()
 
 
 TASK = (TaskSettings, ReadOptions)
@@ -396,7 +400,14 @@ _ALL = (
     Command("evaluate", run_evaluate, (TaskSettings, EvaluateOutput, BaselineSettings, ReadOptions)),
     Command("predict", run_predict, (PredictSettings, ReadOptions), "model"),
     Command("lens", run_lens, (TaskSettings, LensSettings, ReadOptions), "model"),
-    Command("bench", run_bench, (BenchSettings,), "grid"),
+    Command("export", run_export, (TaskSettings, ExportSettings, ReadOptions), "model"),
+    Command(
+        "bench",
+        run_bench,
+        (BenchSettings,),
+        "grid",
+        (Command("latency", alone(run_latency, "bench latency"), (LatencySettings,), "models"),),
+    ),
     Command("pretrain", run_pretrain, (PretrainOutput, PretrainSettings)),
     Command("models", run_models, (ModelsSettings,), "family"),
     Command("convert", run_convert, (ConvertSettings,), "checkpoint"),

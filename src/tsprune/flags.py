@@ -252,14 +252,18 @@ def command(run: Callable[[Chosen, bool], None], sections: Sequence[type], posit
         for name, value in given.items():
             if value is not None and value != []:
                 _check_empty(value, known[name][0])
-                values[name] = _parsed(value, known[name][1], flag_of(known[name][0]))
+                # What stands alone was split by the shell already.
+                alone = name in positional.split()
+                values[name] = value if alone else _parsed(value, known[name][1], flag_of(known[name][0]))
         run(Chosen(values), quiet)
 
     parameters = []
     for name, (entry, hint) in known.items():
         if name in positional.split():
-            info: Any = typer.Argument(help=_help(entry), show_default=False, metavar=name.upper())
-            parameters.append(_parameter(name, str | None, info, None))
+            several = get_origin(_plain(hint)) is tuple
+            metavar = name.upper().removesuffix("S") if several else name.upper()
+            info: Any = typer.Argument(help=_help(entry), show_default=False, metavar=metavar)
+            parameters.append(_parameter(name, _flag_type(hint) if several else str | None, info, None))
         else:
             parameters.append(_parameter(name, _flag_type(hint), _option(entry, hint, panels[name]), None))
     config_help = "YAML file with options by name; flags win."

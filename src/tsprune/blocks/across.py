@@ -30,6 +30,12 @@ class Groups:
         return self.members.shape[1] == 1
 
     @classmethod
+    def single(cls, rows: Tensor) -> Groups:
+        """Every row `[B, ...]` by itself."""
+        place = torch.arange(rows.shape[0], device=rows.device)
+        return cls(place[:, None], torch.ones_like(place, dtype=torch.bool)[:, None], place)
+
+    @classmethod
     def of(cls, group_ids: Tensor) -> Groups:
         """From group ids `[B]`; ids may be any integers in any order."""
         _, group = torch.unique(group_ids, return_inverse=True)

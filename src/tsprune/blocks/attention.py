@@ -15,6 +15,7 @@ from tsprune.blocks.keycache import KeyCache
 from tsprune.blocks.linear import ChannelLinear
 from tsprune.blocks.norms import QueryScale
 from tsprune.blocks.positions import rotate
+from tsprune.blocks.tracing import tracing
 from tsprune.blocks.units import Block, Part, UnitGroup
 from tsprune.errors import TspruneError
 
@@ -203,11 +204,13 @@ class Attention(Block):
         return rotate(x, table, self.shape.neighbours)
 
     def _plain(self, query: Tensor, value: Tensor) -> bool:
-        """Whether attention runs in separate steps: watched, without widths, or short in half precision on a CPU.
+        """Whether attention runs in separate steps: watched, without widths, short in half precision on a CPU, traced.
 
         So it does over a single key, too: that one takes all, so that no gradient reaches queries and keys. The fused
         kernel leaves rounding in its place.
         """
+        if tracing():
+            return True
         cpu = query.device.type == "cpu"
         half = cpu and (query.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"))
         short = half and query.shape[-2] * value.shape[-2] < LONG
@@ -378,7 +381,7 @@ def _with_order(
 ) -> tuple[Tensor | None, bool]:
     """The mask with causality in it, or causality left to the fused kernel, which has no other mask then."""
     keys = key.shape[2]
-    if not causal or queries == 1:
+    if not causal or (not tracing() and queries == 1):
         return mask, False
     if mask is None and fused and queries == keys:
         return None, True

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.gate import Gate, Rows, mask_for
+from tsprune.blocks.tracing import tracing
 from tsprune.blocks.units import Block, Part, UnitGroup, shell
 from tsprune.errors import TspruneError
 
@@ -88,6 +89,17 @@ class MixtureOfExperts(Block):
         """`[B, T, D]` in and out."""
         weights, chosen = self.route(x)
         flat = x.flatten(0, 1)
+        out = self._traced(flat, weights.flatten(0, 1)) if tracing() else self._sent(x, flat, weights, chosen)
+        out = out.view_as(x)
+        if self.shared_expert is not None:
+            always = self.shared_expert(x)
+            if self.shared_expert_gate is not None:
+                always = torch.sigmoid(self.shared_expert_gate(x)) * always
+            out = out + always
+        return out
+
+    def _sent(self, x: Tensor, flat: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """What the experts add to each token, `[B T, D]`."""
         out = torch.zeros_like(flat)
         # Tokens sorted by expert: each expert runs once, on its own tokens, and empty ones not at all. An expert adds
         # to a token at most once, and experts come in order, so a token's sum does not depend on the others.
@@ -99,12 +111,15 @@ class MixtureOfExperts(Block):
             if len(own):
                 done = expert(flat.index_select(0, own), Rows(own // x.shape[1], x.shape[0]))
                 out.index_add_(0, own, (done * share).to(out.dtype))
-        out = out.view_as(x)
-        if self.shared_expert is not None:
-            always = self.shared_expert(x)
-            if self.shared_expert_gate is not None:
-                always = torch.sigmoid(self.shared_expert_gate(x)) * always
-            out = out + always
+        return out
+
+    def _traced(self, flat: Tensor, weights: Tensor) -> Tensor:
+        """The same for a graph, `[B T, D]`: every expert picks its tokens, which may be none."""
+        out = torch.zeros_like(flat)
+        for number, expert in enumerate(self.experts.values()):
+            own = (weights[:, number] > 0).nonzero()[:, 0]
+            share = weights[:, number].index_select(0, own)[:, None]
+            out = out.index_add(0, own, (expert(flat.index_select(0, own)) * share).to(out.dtype))
         return out
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:

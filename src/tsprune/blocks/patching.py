@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsprune.blocks.feedforward import activation
+from tsprune.blocks.tracing import all_set, neighbours, picked, tracing
 
 
 class InstanceScale:
@@ -40,6 +41,10 @@ class InstanceScale:
 
 def left_fill(x: Tensor, multiple: int) -> Tensor:
     """Fill `[B, T]` on the left with NaN up to a multiple of the patch size."""
+    if tracing():
+        # More than is needed, and then as much off: whole patches whatever the length.
+        whole = (x.shape[-1] + multiple - 1) // multiple * multiple
+        return picked(F.pad(x, (multiple - 1, 0), value=float("nan")), whole)
     missing = -x.shape[-1] % multiple
     return F.pad(x, (missing, 0), value=float("nan")) if missing else x
 
@@ -59,11 +64,14 @@ def fill_gaps(context: Tensor) -> Tensor:
     length = context.shape[-1]
     observed = ~torch.isnan(context)
     # Elsewhere the question would wait for the device.
-    if context.device.type == "cpu" and bool(observed.all()):
+    if context.device.type == "cpu" and all_set(observed):
         return context
     steps = torch.arange(length, device=context.device)
-    left = torch.where(observed, steps, -1).cummax(-1).values
-    right = torch.where(observed, steps, length).flip(-1).cummin(-1).values.flip(-1)
+    if tracing():
+        left, right = neighbours(observed)
+    else:
+        left = torch.where(observed, steps, -1).cummax(-1).values
+        right = torch.where(observed, steps, length).flip(-1).cummin(-1).values.flip(-1)
     right = torch.where(right < length, right, left)
     # Half precision would round the place inside a long gap.
     wide = context if context.dtype == torch.float64 else context.float()

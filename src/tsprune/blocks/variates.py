@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tsprune.blocks.positions import causal_mask
+from tsprune.blocks.tracing import all_set
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def one_sequence(live: Tensor, readers: Tensor | None = None) -> OneSequence:
     _, series, length = live.shape
     if series == 1:
         seen = live[:, 0]
-        whole = bool(seen.all())
+        whole = all_set(seen)
         positions = torch.arange(length, device=live.device)
         return OneSequence(None if whole else causal_mask(seen), whole, positions, None)
     number = torch.arange(series, device=live.device).repeat_interleave(length)
@@ -51,7 +52,7 @@ def one_sequence(live: Tensor, readers: Tensor | None = None) -> OneSequence:
         reads = readers.repeat_interleave(length, 1)
         allowed = (before & same) | (reads[:, :, None] & ~reads[:, None, :])
     seen = live.flatten(1)
-    if not bool(seen.all()):
+    if not all_set(seen):
         itself = torch.eye(series * length, dtype=torch.bool, device=live.device)
         allowed = (allowed & seen[:, None, :]) | itself
     return OneSequence(allowed[:, None], False, _positions(live), same.long())
@@ -61,7 +62,7 @@ def _positions(live: Tensor) -> Tensor:
     """Place of each token in its window's sequence, as if the window were alone and began with its first live token."""
     _, series, length = live.shape
     lengths = live.any(1).sum(-1)
-    if bool((lengths == length).all()):
+    if all_set(lengths == length):
         return torch.arange(series * length, device=live.device)
     time = torch.arange(length, device=live.device) - (length - lengths)[:, None]
     starts = torch.arange(series, device=live.device) * lengths[:, None]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from tsprune.evaluation.evaluate import Predictor, device_of
 from tsprune.evaluation.metrics import DECILES
 
 _NANO_TO_MILLI = 1e-6
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -140,22 +143,52 @@ def latency(
     if threads < 1 or repeats < 1 or warmup < 0:
         raise TspruneError(f"threads {threads}, repeats {repeats}, warmup {warmup}: expected 1, 1 and 0 or more")
     batches = {name: random_batch(m, batch_size, context, horizon, seed) for name, m in models.items()}
-    wall: dict[str, list[int]] = {name: [] for name in models}
-    processor: dict[str, list[int]] = {name: [] for name in models}
+
+    def forecast(name: str, model: Predictor) -> None:
+        finish(model.forecast(batches[name], horizon, DECILES))
+
+    runs = {name: partial(forecast, name, model) for name, model in models.items()}
     with threads_set(threads):
-        for name, model in models.items():
-            for _ in range(warmup):
-                _finish(model.forecast(batches[name], horizon, DECILES))
-        watch = _Neighbours()
-        with _no_collection():
-            for _ in range(repeats):
-                for name, model in models.items():
-                    before_cpu, before = time.process_time_ns(), clock()
-                    _finish(model.forecast(batches[name], horizon, DECILES))
-                    wall[name].append(clock() - before)
-                    processor[name].append(time.process_time_ns() - before_cpu)
-        busy = watch.busy()
-    return {name: _summary(wall[name], processor[name], busy) for name in models}
+        return taking_turns(runs, repeats, warmup=warmup, clock=clock)
+
+
+def taking_turns(
+    runs: Mapping[Name, Callable[[], object]],
+    repeats: int,
+    *,
+    warmup: int = 3,
+    pause: float = 0.0,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> dict[Name, Latency]:
+    """Time calls in turn: A, B, A, B, ... with garbage collection off and every one warmed up.
+
+    Args:
+        runs: what to time, by name; each returns once its work is done.
+        repeats: timed calls of each.
+        warmup: untimed calls of each.
+        pause: seconds of rest before each timed call, so that the threads of the one before have gone to sleep.
+        clock: nanoseconds of wall time.
+
+    Returns:
+        A latency per name, in the order given.
+    """
+    wall: dict[Name, list[int]] = {name: [] for name in runs}
+    processor: dict[Name, list[int]] = {name: [] for name in runs}
+    for run in runs.values():
+        for _ in range(warmup):
+            run()
+    watch = _Neighbours()
+    with _no_collection():
+        for _ in range(repeats):
+            for name, run in runs.items():
+                if pause:
+                    time.sleep(pause)
+                before_cpu, before = time.process_time_ns(), clock()
+                run()
+                wall[name].append(clock() - before)
+                processor[name].append(time.process_time_ns() - before_cpu)
+    busy = watch.busy()
+    return {name: _summary(wall[name], processor[name], busy) for name in runs}
 
 
 def random_batch(model: object, rows: int, context: int, horizon: int, seed: int = 0) -> Batch:
@@ -180,7 +213,7 @@ def _summary(wall: list[int], processor: list[int], busy: bool) -> Latency:
     return Latency(median, q1, q3, float(times.min()), float(np.median(processor)) * _NANO_TO_MILLI, busy)
 
 
-def _finish(forecast: torch.Tensor) -> None:
+def finish(forecast: torch.Tensor) -> None:
     """Wait for an accelerator that computes behind our back."""
     if forecast.device.type == "cuda":
         torch.cuda.synchronize(forecast.device)

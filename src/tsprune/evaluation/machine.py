@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -47,10 +48,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide about results; what is not installed is left out."""
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of Python and of the packages that decide about results; what is not installed is left out.
+
+    Args:
+        more: further packages.
+    """
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *more):
         if version := _version(name):
             found[name] = version
     return found
@@ -73,6 +78,15 @@ def cpu_seconds_of_others() -> float | None:
         return ticks / os.sysconf("SC_CLK_TCK") - own.user - own.system
     except (OSError, ValueError, IndexError):
         return None
+
+
+def free_memory() -> int:
+    """Bytes that programs could still take without others being written to disk; half of all where nobody tells."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def load_average() -> float:

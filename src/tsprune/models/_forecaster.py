@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,7 +183,7 @@ class Forecaster(nn.Module):
         return window_mean(rows, batch)
 
     def forecast(self, batch: Batch, horizon: int, levels: Sequence[float] | None = None) -> Tensor:
-        """Quantile forecasts without gradient.
+        """Quantile forecasts without gradient, in eval mode; a model in eval mode is taken to be so in all its parts.
 
         Args:
             batch: context, groups and known futures; its target is not looked at.
@@ -196,12 +197,15 @@ class Forecaster(nn.Module):
         if horizon < 1:
             raise TspruneError(f"horizon is {horizon}, expected a positive number of steps")
         was_training = self.training
-        self.eval()
+        # Setting the mode visits every module, gates too, which takes as long as a tenth of a small network's forecast.
+        if was_training:
+            self.eval()
         try:
             with torch.no_grad():
                 quantiles = self.predict(batch, horizon)
         finally:
-            self.train(was_training)
+            if was_training:
+                self.train()
         return quantiles if levels is None else at_levels(quantiles, self.levels, levels)
 
     def unit_groups(self) -> dict[str, UnitGroup]:
@@ -329,13 +333,13 @@ def at_levels(quantiles: Tensor, own: Sequence[float], wanted: Sequence[float]) 
     """Quantiles `[B, Q, H]` at other levels: linear in the level, constant beyond the outermost."""
     if any(not 0 < level < 1 for level in wanted):
         raise TspruneError(f"quantile levels {list(wanted)[:5]} must lie strictly between 0 and 1")
-    levels = torch.tensor(own, dtype=torch.float64)
-    query = torch.tensor(list(wanted), dtype=torch.float64)
-    right = torch.searchsorted(levels, query).clamp(max=len(levels) - 1)
-    left = (right - 1).clamp(min=0)
-    span = levels[right] - levels[left]
-    share = torch.where(span > 0, (query - levels[left]) / span.clamp(min=1e-12), torch.zeros_like(query))
-    share = share.clamp(0, 1).to(quantiles)[None, :, None]
-    low = quantiles[:, left.to(quantiles.device)]
-    high = quantiles[:, right.to(quantiles.device)]
-    return torch.lerp(low, high, share)
+    if tuple(wanted) == tuple(own):
+        return quantiles
+    right = [min(bisect_left(own, level), len(own) - 1) for level in wanted]
+    left = [max(place - 1, 0) for place in right]
+    shares = [
+        min(max((level - own[low]) / (own[high] - own[low]), 0.0), 1.0) if high > low else 0.0
+        for level, low, high in zip(wanted, left, right, strict=True)
+    ]
+    share = torch.tensor(shares, dtype=torch.float64).to(quantiles)[None, :, None]
+    return torch.lerp(quantiles[:, left], quantiles[:, right], share)

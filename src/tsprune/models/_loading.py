@@ -154,13 +154,13 @@ def save(model: Forecaster, directory: str | Path, plan: Plan | None = None) -> 
         write_tensors(partial / WEIGHTS, model.tensors_to_public(), {"format": "pt"})
         if model.kept or model.folded or plan is not None:
             write_text(partial / PLAN, whole_plan(model, plan).to_json())
-        _exchange(partial, target, old)
+        exchange(partial, target, old)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def _exchange(new: Path, target: Path, old: Path) -> None:
+def exchange(new: Path, target: Path, old: Path) -> None:
     """Put a directory in another's place; when that fails, the earlier one is back."""
     if not target.exists():
         os.rename(new, target)

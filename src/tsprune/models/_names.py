@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 
 Rule = tuple[str, str]
 
@@ -20,8 +21,16 @@ class Renames:
     """
 
     def __init__(self, rules: Sequence[Rule] = ()) -> None:
-        self._to_ours = [_compiled(public, own) for public, own in rules]
-        self._to_public = [_compiled(own, public) for public, own in rules]
+        self._rules = tuple(rules)
+
+    # Every family is imported to find the one that a checkpoint belongs to, but only that one renames anything.
+    @cached_property
+    def _to_ours(self) -> list[tuple[re.Pattern[str], str]]:
+        return [_compiled(public, own) for public, own in self._rules]
+
+    @cached_property
+    def _to_public(self) -> list[tuple[re.Pattern[str], str]]:
+        return [_compiled(own, public) for public, own in self._rules]
 
     def ours(self, name: str) -> str:
         """Our name of a public tensor or module."""

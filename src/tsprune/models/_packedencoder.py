@@ -14,6 +14,7 @@ from tsprune.blocks.experts import MixtureOfExperts
 from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.norms import RMSNorm
 from tsprune.blocks.positions import rotary_table
+from tsprune.blocks.tracing import all_set
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry
 from tsprune.models._names import Renames
@@ -110,7 +111,7 @@ class PackedEncoder(nn.Module):
     def _mask(self, packed: Packed) -> Tensor | None:
         """Which tokens may be attended to, bool `[B, 1, T, T]`; None where all may."""
         sample, time = packed.sample_id, packed.time_id
-        if not self.causal and bool((sample == sample[:, :1]).all()):
+        if not self.causal and all_set(sample == sample[:, :1]):
             return None
         allowed = sample[:, :, None] == sample[:, None, :]
         if self.causal:
@@ -124,7 +125,7 @@ def _same_series(packed: Packed) -> Tensor | None:
     None where every row of tokens is one series: the same bias on all logits changes no weight.
     """
     series = packed.variate_id
-    if bool((series == series[:, :1]).all()):
+    if all_set(series == series[:, :1]):
         return None
     return (series[:, :, None] == series[:, None, :]).long()
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tsprune.blocks.patching import left_fill, right_fill
+from tsprune.blocks.tracing import neighbours, newest, tracing
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._forecaster import window_index
@@ -81,13 +82,15 @@ def pack_windows(
     Raises:
         TspruneError: a target has known future values.
     """
-    context = left_fill(batch.context[:, -limit:], size)
-    targets, known = _kinds(batch)
+    context = left_fill(newest(batch.context, limit), size)
     future = _future(batch, ahead * size, teach)
     whole = torch.cat([context, future], dim=-1)
     seen = ~torch.isnan(whole)
     values = fill(whole)
     split = context.shape[-1]
+    if _plain(batch):
+        return _alone(values, seen, split, size, width, ahead)
+    targets, known = _kinds(batch)
     window = window_index(batch)
     count = int(window.max()) + 1
     parts: list[Variates] = []
@@ -107,6 +110,22 @@ def pack_windows(
     packed = pack(parts, padding, size, width)
     rows, place, series = tables[0]
     return PackedWindows(packed, rows, place, series, split // size, ahead)
+
+
+def _plain(batch: Batch) -> bool:
+    """Whether every row is a target and a window of its own."""
+    return batch.group_ids is None and batch.is_target is None and batch.future is None
+
+
+def _alone(values: Tensor, seen: Tensor, split: int, size: int, width: int, ahead: int) -> PackedWindows:
+    """Windows of one target each, `[B, L]` with the horizon behind step `split`."""
+    shown, held = values[:, None], seen[:, None]
+    part = Variates(shown[..., :split], held[..., :split], predicted=True)
+    if ahead:
+        part = replace(part, future=shown[..., split:], future_seen=held[..., split:])
+    packed = pack([part], seen[:, :split].long().cumsum(-1) == 0, size, width)
+    rows = torch.arange(values.shape[0], device=values.device)
+    return PackedWindows(packed, rows, rows, 1, split // size, ahead)
 
 
 def _kinds(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -169,7 +188,7 @@ def causal_mean_fill(x: Tensor) -> Tensor:
     """
     observed = ~torch.isnan(x)
     steps = torch.arange(x.shape[-1], device=x.device)
-    last = torch.where(observed, steps, -1).cummax(-1).values
+    last = neighbours(observed)[0] if tracing() else torch.where(observed, steps, -1).cummax(-1).values
     begin = (last < 0).sum(-1, keepdim=True)
     held = torch.nan_to_num(x, nan=0.0).double()
     held = held.gather(-1, torch.where(last < 0, begin.clamp(max=x.shape[-1] - 1), last))
@@ -191,6 +210,8 @@ def all_rows(batch: Batch, rows: Tensor, quantiles: Tensor) -> Tensor:
     Returns:
         `[B, Q, H]`.
     """
+    if _plain(batch):
+        return quantiles
     steps = quantiles.shape[-1]
     mean = torch.nan_to_num(batch.context.nanmean(-1, keepdim=True), nan=0.0)
     known = _future(batch, steps, teach=False)

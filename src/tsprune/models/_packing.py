@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tsprune.blocks.tracing import tracing
+
 LEAST_VARIANCE = 1e-5
 
 
@@ -135,7 +137,9 @@ def packed_scale(packed: Packed) -> tuple[Tensor, Tensor]:
     """
     counted = packed.observed & ~packed.predicted[..., None]
     series = packed.series
-    empty = torch.zeros(len(series), int(series.max()) + 1, dtype=torch.float64, device=series.device)
+    # Only windows of a single series are traced: their tokens have number 1, padding has 0.
+    numbers = 2 if tracing() else int(series.max()) + 1
+    empty = torch.zeros(series.shape[0], numbers, dtype=torch.float64, device=series.device)
 
     def total(x: Tensor) -> Tensor:
         return empty.scatter_add(1, series, x.sum(-1, dtype=torch.float64)).gather(1, series)[..., None]

@@ -56,7 +56,7 @@ class Positions(nn.Module):
         if not self.token:
             placed: Tensor = self.dropout(x + table)
             return placed
-        first = (self.cls_token[0] + table[:1]).expand(len(x), -1, -1)
+        first = (self.cls_token[0] + table[:1]).expand(x.shape[0], -1, -1)
         return torch.cat([first.to(x.dtype), self.dropout(x + table[1:])], dim=1)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tsprune.blocks.tracing import tracing
+
 DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -33,7 +35,9 @@ def weighted_quantiles(samples: Tensor, weights: Tensor, levels: Sequence[float]
     reached = mass.cumsum(-1)
     query = torch.tensor(list(levels), dtype=ordered.dtype, device=ordered.device)
     query = query.expand(*reached.shape[:-1], len(levels)).contiguous()
-    right = torch.searchsorted(reached, query).clamp(1, reached.shape[-1] - 1)
+    # Graphs have no search; counting what is less comes to the same.
+    right = (reached[:, :, None, :] < query[..., None]).sum(-1) if tracing() else torch.searchsorted(reached, query)
+    right = right.clamp(1, reached.shape[-1] - 1)
     x0, x1 = reached.gather(-1, right - 1), reached.gather(-1, right)
     y0, y1 = ordered.gather(-1, right - 1), ordered.gather(-1, right)
     share = ((query - x0) / (x1 - x0)).clamp(0, 1)

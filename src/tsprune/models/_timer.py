@@ -14,6 +14,7 @@ from tsprune.blocks.attention import Rotary
 from tsprune.blocks.branch import Layer
 from tsprune.blocks.patching import InstanceScale, fill_gaps, left_fill, right_fill
 from tsprune.blocks.rowscale import RowScale
+from tsprune.blocks.tracing import newest, picked, tracing
 from tsprune.blocks.variates import OneSequence, one_sequence
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
@@ -143,10 +144,9 @@ class TokenDecoder(Forecaster):
     def read(self, context: Tensor) -> Past:
         """Cut a context `[B, L]`, NaN = missing, into tokens that end with it."""
         size = self.patch
-        context = context[:, -self.context_length :]
-        extra = context.shape[1] % size if context.shape[1] > size else 0
-        observed = left_fill(context[:, extra:], size)
-        values = left_fill(fill_gaps(context)[:, extra:], size).unfold(-1, size, size)
+        context = newest(context, self.context_length)
+        observed = _whole_tokens(context, size)
+        values = _whole_tokens(fill_gaps(context), size).unfold(-1, size, size)
         there = ~torch.isnan(values)
         live = torch.cat([there[:, :-1].all(-1), there[:, -1:].any(-1)], dim=1)
         values = torch.where(live[..., None], values, torch.nan).flatten(1)
@@ -225,7 +225,7 @@ class TokenDecoder(Forecaster):
     def predict(self, batch: Batch, steps: int) -> Tensor:
         """Forecasts `[B, 1, steps]`; what is forecast joins the context, whose statistics are taken anew."""
         self.check_batch(batch)
-        context, windows = fill_gaps(batch.context[:, -self.context_length :]), self.windows(batch)
+        context, windows = fill_gaps(newest(batch.context, self.context_length)), self.windows(batch)
         blocks: list[Tensor] = []
         while (left := steps - sum(block.shape[1] for block in blocks)) > 0:
             past = self.read(context)
@@ -233,5 +233,14 @@ class TokenDecoder(Forecaster):
             out = out.to(past.scale.location.dtype)
             block = past.scale.invert(out[:, None])[:, 0] if self.normalises else out
             blocks.append(block)
-            context = torch.cat([context, block.to(context.dtype)], dim=1)[:, -self.context_length :]
+            context = newest(torch.cat([context, block.to(context.dtype)], dim=1), self.context_length)
         return torch.cat(blocks, dim=1)[:, None, :steps]
+
+
+def _whole_tokens(x: Tensor, size: int) -> Tensor:
+    """What fills whole tokens at the end of `[B, L]`; what is shorter than a token has NaN in front."""
+    if tracing():
+        whole = torch.sym_max(1, x.shape[1] // size) * size  # type: ignore[no-untyped-call]
+        return picked(nn.functional.pad(x, (size, 0), value=torch.nan), whole)
+    extra = x.shape[1] % size if x.shape[1] > size else 0
+    return left_fill(x[:, extra:], size)

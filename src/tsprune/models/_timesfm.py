@@ -14,6 +14,7 @@ from tsprune.blocks.branch import Layer
 from tsprune.blocks.patching import ResidualPatchEmbedding, fill_gaps, left_fill, pinball
 from tsprune.blocks.positions import causal_mask
 from tsprune.blocks.rowscale import RowScale
+from tsprune.blocks.tracing import all_set, newest
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry, positive
@@ -111,7 +112,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, seen: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """`[B, N, D]` in and out; `seen` is bool `[B, N]`, False for tokens that are padding."""
-        mask = None if bool(seen.all()) else causal_mask(seen)
+        mask = None if all_set(seen) else causal_mask(seen)
         for layer in self.layers:
             x = layer(x, mask, rotary)
         return x
@@ -202,12 +203,12 @@ class PatchDecoder(Forecaster):
         location = torch.cat([scale.location, torch.zeros_like(scale.location)])
         halves = RowScale(location, scale.scale.repeat(2, 1))
         entries, offsets = self.network(torch.cat([trend, values - trend]), observed.repeat(2, 1), halves)
-        rows = len(values)
+        rows = values.shape[0]
         return entries[:rows] + entries[rows:], None if offsets is None else offsets[:rows] + offsets[rows:], scale
 
     def filled(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Values in whole patches `[B, N * patch]`, 0 where nothing was observed, and bool observed."""
-        wide = context[:, -self.context_length :].to(torch.promote_types(self.dtype, torch.float32))
+        wide = newest(context, self.context_length).to(torch.promote_types(self.dtype, torch.float32))
         whole = left_fill(fill_gaps(wide), self.patch)
         observed = ~torch.isnan(whole)
         return whole.masked_fill(~observed, 0.0), observed
@@ -247,7 +248,7 @@ class PatchDecoder(Forecaster):
         entries, offsets, scale = self(context)
         blocks: list[Tensor] = [scale.invert(entries)]
         while len(blocks) * self.native_horizon < steps:
-            context = torch.cat([context, blocks[-1][:, self.point]], dim=-1)[:, -self.context_length :]
+            context = newest(torch.cat([context, blocks[-1][:, self.point]], dim=-1), self.context_length)
             entries, _, own = self(context)
             blocks.append(own.invert(entries))
         whole = torch.cat(blocks, dim=-1)[..., :steps]

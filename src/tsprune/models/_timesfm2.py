@@ -136,16 +136,16 @@ class TimesFM2(PatchDecoder):
 
     def network(self, values: Tensor, observed: Tensor, scale: RowScale) -> tuple[Tensor, Tensor | None]:
         """One pass, see `PatchDecoder.network`."""
-        patches, held = (part.view(len(part), -1, self.patch) for part in (values, observed))
+        patches, held = (part.view(part.shape[0], -1, self.patch) for part in (values, observed))
         location, spread = self._first_patch(patches, held)
         x = self.decoder.embed((patches - location[:, None]) / spread[:, None], held)
         seen = held.any(-1)
         classes = torch.as_tensor(self.frequency, device=x.device).reshape(-1)
-        x = x + self.decoder.freq_emb(classes.repeat(len(x) // len(classes)))[:, None]
+        x = x + self.decoder.freq_emb(classes.repeat(x.shape[0] // len(classes)))[:, None]
         if self.timescales:
             x = x + self._positions(seen).to(x.dtype)
         last = self.horizon_ff_layer(self.decoder(x, seen)[:, -1])
-        entries = last.view(len(last), self.native_horizon, -1).transpose(1, 2).to(values.dtype)
+        entries = last.view(last.shape[0], self.native_horizon, -1).transpose(1, 2).to(values.dtype)
         factor, shift = spread / scale.scale, (location - scale.location) / scale.scale
         return entries * factor[:, None] + shift[:, None], None
 

@@ -15,6 +15,7 @@ from tsprune.blocks.norms import RMSNorm
 from tsprune.blocks.patching import ResidualPatchEmbedding
 from tsprune.blocks.positions import rotary_table
 from tsprune.blocks.rowscale import RowScale
+from tsprune.blocks.tracing import all_set
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry, positive
 from tsprune.models._fresh import fresh_weights
@@ -104,20 +105,20 @@ class TimesFM25(PatchDecoder):
 
     def _heads(self, scaled: Tensor, observed: Tensor) -> tuple[Tensor, Tensor | None]:
         """What both heads say at the last patch, on the scale of the input: `[R, 1 + Q, steps]`."""
-        patches, held = (part.view(len(part), -1, self.patch) for part in (scaled, observed))
+        patches, held = (part.view(part.shape[0], -1, self.patch) for part in (scaled, observed))
         location, deviation = running_moments(patches, held)
         divisor = torch.where(deviation < TOLERANCE, 1.0, deviation)
         x = self.model.embed((patches - location[..., None]) / divisor[..., None], held)
         seen = held.any(-1)
         places = torch.arange(seen.shape[1], device=seen.device)
-        if not bool(seen.all()):
+        if not all_set(seen):
             places = places - (~seen).sum(-1, keepdim=True)
         last = self.model(x, seen, rotary_table(places, self.head_width, self.theta))[:, -1]
         heads = [self.output_projection_point]
         if self.spread_head:
             heads.append(self.output_projection_quantiles)
         found = [
-            head(last).view(len(last), -1, 1 + len(self.levels)).transpose(1, 2).to(scaled.dtype)
+            head(last).view(last.shape[0], -1, 1 + len(self.levels)).transpose(1, 2).to(scaled.dtype)
             * deviation[:, -1, None, None]
             + location[:, -1, None, None]
             for head in heads

@@ -22,6 +22,7 @@ from tsprune.blocks.patching import (
     right_fill,
 )
 from tsprune.blocks.positions import rotary_table
+from tsprune.blocks.tracing import all_set, newest
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry, feed_forward_kind, patch_setup
@@ -94,7 +95,7 @@ class Encoder(nn.Module):
         Returns:
             `[B, T, D]`.
         """
-        everywhere = bool(observed.all())
+        everywhere = all_set(observed)
         mask = None if everywhere else observed[:, None, None, :]
         positions = torch.arange(x.shape[1], device=x.device)
         rotary = rotary_table(positions, self.head_width, self.theta)
@@ -188,7 +189,7 @@ class Chronos2(Forecaster):
             `[B, Q, steps]` and the scale that turns it into original units.
         """
         observed = ~torch.isnan(context) if mask is None else mask.bool() & ~torch.isnan(context)
-        context, observed = context[:, -self.context_length :], observed[:, -self.context_length :]
+        context, observed = newest(context, self.context_length), newest(observed, self.context_length)
         scale = InstanceScale(context, arcsinh=self.arcsinh)
         past, seen = self._past_tokens(scale.apply(context), observed)
         ahead = self._future_tokens(scale, future, steps, context.shape[0])
@@ -271,7 +272,7 @@ class Chronos2(Forecaster):
                 paths = torch.where(torch.isnan(known), paths, known)
                 future = future[:, last.shape[-1] :]
             context = torch.cat([context.expand(-1, len(PATHS), -1), paths], dim=-1)
-            context = context[..., -self.context_length :]
+            context = newest(context, self.context_length)
             samples = self._one_block(
                 context.flatten(0, 1),
                 (ids[:, None] * len(PATHS) + torch.arange(len(PATHS), device=ids.device)).reshape(-1),

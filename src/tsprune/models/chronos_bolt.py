@@ -17,6 +17,7 @@ from tsprune.blocks.patching import (
     pinball,
     right_fill,
 )
+from tsprune.blocks.tracing import all_set, newest
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry, patch_setup
@@ -143,7 +144,7 @@ class ChronosBolt(Forecaster):
             `[B, Q, native_horizon]` and the scale that turns it into original units.
         """
         observed = ~torch.isnan(context) if mask is None else mask.bool() & ~torch.isnan(context)
-        context, observed = context[:, -self.context_length :], observed[:, -self.context_length :]
+        context, observed = newest(context, self.context_length), newest(observed, self.context_length)
         scale = InstanceScale(context)
         values, held = context_patches(scale.apply(context), observed, self.patch, self.stride)
         x = self.input_patch_embedding(torch.cat([values.to(self.dtype), held.to(self.dtype)], dim=-1))
@@ -151,7 +152,7 @@ class ChronosBolt(Forecaster):
         if self.reg_token:
             x = torch.cat([x, self.shared.weight[1].expand(rows, 1, -1).to(x.dtype)], dim=1)
             seen = nn.functional.pad(seen, (0, 1), value=True)
-        allowed = None if bool(seen.all()) else seen[:, None, None, :]
+        allowed = None if all_set(seen) else seen[:, None, None, :]
         memory = self.encoder(x, allowed, self.parts.distances(x.shape[1], x.device, bidirectional=True))
         start = self.shared.weight[self.start_token].expand(rows, 1, -1).to(x.dtype)
         out = self.output_patch_embedding(self.decoder(start, memory, allowed))
@@ -183,9 +184,9 @@ class ChronosBolt(Forecaster):
         prediction, scale = self(batch.context)
         blocks = [scale.invert(prediction)]
         rows, paths = batch.rows, len(self.levels)
-        context = batch.context[:, None, -self.context_length :].expand(-1, paths, -1)
+        context = newest(batch.context, self.context_length)[:, None].expand(-1, paths, -1)
         while sum(block.shape[-1] for block in blocks) < steps:
-            context = torch.cat([context, blocks[-1].to(context.dtype)], dim=-1)[..., -self.context_length :]
+            context = newest(torch.cat([context, blocks[-1].to(context.dtype)], dim=-1), self.context_length)
             prediction, scale = self(context.flatten(0, 1))
             samples = scale.invert(prediction).view(rows, paths * paths, -1)
             blocks.append(empirical_quantiles(samples, self.levels))

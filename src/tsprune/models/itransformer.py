@@ -15,6 +15,7 @@ from tsprune.blocks.branch import Branch, Layer
 from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.patching import fill_gaps
 from tsprune.blocks.rowscale import RowScale
+from tsprune.blocks.tracing import all_set, fitted, newest
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry, positive
@@ -156,7 +157,7 @@ class ITransformer(Forecaster):
         if marks is not None:
             given = torch.cat([given, marks.to(given.dtype)], dim=1)
         mask = None
-        if present is not None and not bool(present.all()):
+        if present is not None and not all_set(present):
             mask = F.pad(present, (0, given.shape[1] - series), value=True)[:, None, None, :]
         x = self.dropout(self.enc_embedding["value_embedding"](given.to(self.dtype)))
         for layer in cast(nn.ModuleList, self.encoder["attn_layers"]):
@@ -169,13 +170,12 @@ class ITransformer(Forecaster):
         """Forecasts `[B, pred_len]` of rows `[B, seq_len]`, NaN only before their beginning."""
         count, most = groups.members.shape
         values = context[groups.members.flatten()].view(count, most, -1)
-        found: Tensor = self(values, present=groups.present)
+        found: Tensor = self(values, present=None if groups.alone else groups.present)
         return found.flatten(0, 1)[groups.place]
 
     def _rows(self, context: Tensor) -> Tensor:
         """The last `seq_len` steps of `[B, L]` without gaps; NaN where a row has not begun yet."""
-        filled = fill_gaps(context[:, -self.context_length :])
-        return F.pad(filled, (self.context_length - filled.shape[1], 0), value=torch.nan)
+        return fitted(fill_gaps(newest(context, self.context_length)), self.context_length)
 
     def row_losses(self, batch: Batch) -> Tensor:
         """Mean squared error over the steps with a target, in standard deviations of the row's context.
@@ -200,11 +200,12 @@ class ITransformer(Forecaster):
     def predict(self, batch: Batch, steps: int) -> Tensor:
         """Point forecasts `[B, 1, steps]`; beyond the native horizon those of all series are fed back."""
         self.check_batch(batch)
-        groups, context = Groups.of(window_index(batch)), self._rows(batch.context)
+        context = self._rows(batch.context)
+        groups = Groups.single(context) if batch.group_ids is None else Groups.of(window_index(batch))
         blocks = []
         for _ in range(-(-steps // self.native_horizon)):
             blocks.append(self._forecasts(context, groups))
-            context = torch.cat([context, blocks[-1].to(context.dtype)], dim=-1)[:, -self.context_length :]
+            context = newest(torch.cat([context, blocks[-1].to(context.dtype)], dim=-1), self.context_length)
         return torch.cat(blocks, dim=-1)[:, None, :steps]
 
 

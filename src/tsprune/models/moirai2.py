@@ -156,7 +156,7 @@ class Moirai2(PackedForecaster):
         forecast so far stands as observed and takes part in the scale.
         """
         packed, series, levels = windows.packed, windows.series, len(self.levels)
-        count, paths, done = len(packed.values), 1, 0
+        count, paths, done = packed.values.shape[0], 1, 0
         place = torch.arange(series, device=packed.values.device)
         ahead = (
             windows.past * series + place[:, None] * windows.ahead + torch.arange(windows.ahead, device=place.device)

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tsprune.blocks.attention import Attention
 from tsprune.blocks.branch import Branch
@@ -17,6 +16,7 @@ from tsprune.blocks.norms import ChannelBatchNorm
 from tsprune.blocks.observed import ObservedScale
 from tsprune.blocks.patching import fill_gaps
 from tsprune.blocks.rowscale import RowScale
+from tsprune.blocks.tracing import fitted, newest
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry, positive
@@ -139,8 +139,8 @@ class PatchTST(Forecaster):
         Args:
             context: `[B, L]`, original units, NaN = missing; only the last `context_length` steps are used.
         """
-        wide = fill_gaps(context[:, -self.context_length :].to(torch.promote_types(self.dtype, torch.float32)))
-        values = F.pad(wide, (self.context_length - wide.shape[1], 0), value=torch.nan)
+        wide = fill_gaps(newest(context, self.context_length).to(torch.promote_types(self.dtype, torch.float32)))
+        values = fitted(wide, self.context_length)
         observed = ~torch.isnan(values)
         scale = self.scale_of(values, observed)
         scaled = scale.apply(values).masked_fill(~observed, 0.0)
@@ -192,7 +192,7 @@ class PatchTST(Forecaster):
     def predict(self, batch: Batch, steps: int) -> Tensor:
         """Quantiles, or the point forecast, `[B, Q, steps]`; beyond the native horizon the median is fed back."""
         self.check_batch(batch)
-        context = fill_gaps(batch.context[:, -self.context_length :])
+        context = fill_gaps(newest(batch.context, self.context_length))
         blocks: list[Tensor] = []
         while len(blocks) * self.native_horizon < steps:
             out, scale, _ = self(context)
@@ -202,7 +202,7 @@ class PatchTST(Forecaster):
                 found = self.distribution(out, scale.location, scale.scale).quantile(self.levels)
                 quantiles = found.transpose(0, 1)
             blocks.append(quantiles)
-            context = torch.cat([context, median.to(context.dtype)], dim=-1)[:, -self.context_length :]
+            context = newest(torch.cat([context, median.to(context.dtype)], dim=-1), self.context_length)
         return torch.cat(blocks, dim=-1)[..., :steps]
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tsprune.blocks.experts import balance_loss, routings
 from tsprune.blocks.keycache import KeyCache
 from tsprune.blocks.patching import InstanceScale, fill_gaps
+from tsprune.blocks.tracing import all_set, newest
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry
@@ -178,7 +179,7 @@ class TimeMoe(Forecaster):
 
     def read(self, context: Tensor) -> Past:
         """Standardise a context `[B, L]`, NaN = missing, by the mean and the standard deviation of a sample."""
-        context = context[:, -self.context_length :]
+        context = newest(context, self.context_length)
         scale = InstanceScale(context)
         held = ~torch.isnan(context)
         count = held.sum(-1, keepdim=True).to(scale.scale.dtype)
@@ -230,7 +231,7 @@ class TimeMoe(Forecaster):
         """Forecasts `[B, 1, steps]`, a head's horizon at a time."""
         self.check_batch(batch)
         past = self.read(batch.context)
-        seen = None if bool(past.seen.all()) else past.seen
+        seen = None if all_set(past.seen) else past.seen
         return past.scale.invert(self.continued(past.values, steps, seen=seen, limit=self.reach)[:, None])
 
 

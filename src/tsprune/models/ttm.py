@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tsprune.blocks.mixerstack import MIXERS
 from tsprune.blocks.observed import ObservedScale
 from tsprune.blocks.rowscale import RowScale
+from tsprune.blocks.tracing import fitted, newest
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry
@@ -142,9 +143,9 @@ class TTM(Forecaster):
             `[W, C, native_horizon]` and the scale that turns it into original units.
         """
         settings = self.settings
-        lacking = self.context_length - values.shape[-1]
         values = values.to(torch.promote_types(values.dtype, self.dtype))
-        values = F.pad(values[..., -self.context_length :], (max(0, lacking), 0), value=torch.nan)
+        lacking = self.context_length - values.shape[-1]
+        values = fitted(values, self.context_length)
         observed = ~torch.isnan(values)
         if mask is not None:
             observed &= F.pad(mask.bool()[..., -self.context_length :], (max(0, lacking), 0))
@@ -157,7 +158,7 @@ class TTM(Forecaster):
         start = (self.context_length - self.patch) % settings.stride
         patches = scaled[..., start:].unfold(-1, self.patch, settings.stride).to(self.dtype)
         if freq_token is None:
-            freq_token = torch.full((len(values),), self._freq_token, device=values.device)
+            freq_token = torch.full(values.shape[:1], self._freq_token, device=values.device)
         state = self.backbone["encoder"](patches, freq_token)
         out: Tensor = self.head(self.decoder(state, patches))[..., : self.native_horizon]
         return out.to(scale.location.dtype), scale
@@ -176,7 +177,7 @@ class TTM(Forecaster):
         """
         wanted = self.wanted(batch)
         order = self._windows(batch)
-        context = batch.context[order][..., -self.context_length :]
+        context = newest(batch.context[order], self.context_length)
         prediction, scale = self(context)
         units = scale.scale / RowScale.of(context.to(scale.scale.dtype), ~torch.isnan(context)).scale
         target = scale.apply(wanted[order])
@@ -203,13 +204,14 @@ class TTM(Forecaster):
         """Point forecasts `[B, 1, steps]`; beyond the native horizon they are fed back."""
         self.check_batch(batch)
         order = self._windows(batch)
-        context = batch.context[order][..., -self.context_length :]
+        context = newest(batch.context[order], self.context_length)
         blocks: list[Tensor] = []
         while len(blocks) * self.native_horizon < steps:
             prediction, scale = self(context)
             blocks.append(scale.invert(prediction))
-            context = torch.cat([context, blocks[-1].to(context.dtype)], dim=-1)[..., -self.context_length :]
-        return torch.cat(blocks, dim=-1)[..., :steps].flatten(0, 1)[_inverse(order), None]
+            context = newest(torch.cat([context, blocks[-1].to(context.dtype)], dim=-1), self.context_length)
+        rows = torch.cat(blocks, dim=-1)[..., :steps].flatten(0, 1)
+        return (rows if self.settings.series == 1 else rows[_inverse(order)])[:, None]
 
     def network_windows(self, batch: Batch) -> Tensor:
         """One window for each of the network's rows where series are mixed; else the rows of the batch."""

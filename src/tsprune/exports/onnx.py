@@ -1,0 +1,143 @@
+"""ONNX: one file that forecasts from raw series, served by onnxruntime without torch and without us."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from tsprune.__about__ import __version__
+from tsprune.errors import TspruneError
+from tsprune.exports._export import Export, Request
+from tsprune.exports._graph import MOST_PASSES, in_float32, passes, quiet, traced, untraceable
+from tsprune.exports._origin import origin
+from tsprune.exports._parity import Parity, Run, cases
+from tsprune.models._forecaster import Forecaster
+from tsprune.stages import write_json
+
+OPSET = 20
+"""Set of operations of the file; onnxruntime 1.17 and later run it."""
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+GRAPH, ABOUT = "model.onnx", "model.json"
+EMBEDDED = 1_500_000_000
+"""Bytes of weights up to which they stand in the file itself; formats of this kind end at two gigabytes."""
+
+
+class Onnx(Export):
+    """The graph with the weights in it, and a small JSON that says what goes in and comes out."""
+
+    title: ClassVar[str] = "ONNX graph for onnxruntime"
+
+    def refusal(self, model: Forecaster) -> str:
+        """Why the model's way from series to forecast is no graph."""
+        return untraceable(model)
+
+    def write(self, request: Request) -> dict[str, Any]:
+        """Write `model.onnx` and `model.json`, run the file by onnxruntime and compare it with the model.
+
+        Raises:
+            TspruneError: a package is missing, the horizon takes too many passes, or the file does not reproduce the
+                model.
+        """
+        check_packages()
+        if request.options:
+            given = ", ".join(f"--{name}" for name in request.options)
+            raise TspruneError(f"{given}: without effect on --format onnx; leave it out")
+        model, steps = in_float32(request.model), request.horizon
+        if (count := passes(model, steps)) > MOST_PASSES:
+            raise TspruneError(
+                f"--horizon {steps} takes {count} passes of this model, one behind the other, and a graph of more than "
+                f"{MOST_PASSES} is not written; its longest pass gives {model.native_horizon} steps: give a shorter "
+                "--horizon"
+            )
+        about = {**_interface(model, steps), **origin(model, request.source)}
+        path = request.out / GRAPH
+        with request.progress.stage("trace and translate", 2) as bar:
+            program = traced(model, steps)
+            bar.advance()
+            _save(program, path, about)
+            bar.advance()
+        write_json(request.out / ABOUT, about)
+        parity = Parity(model, steps, session(path))
+        compared = list(cases(request.batches, model.context_length, model.patch))
+        with request.progress.stage("compare with the model", len(compared)) as bar:
+            for case in compared:
+                parity.check(case)
+                bar.advance()
+        files = {file.name: file.stat().st_size for file in sorted(request.out.iterdir())}
+        notes = [] if request.model.dtype == torch.float32 else [f"weights of {request.model.dtype} became float32"]
+        return {"files": files, "passes": count, "parity": parity.facts(), "about": about, "notes": notes}
+
+
+def check_packages() -> None:
+    """Refuse when a package is missing.
+
+    Raises:
+        TspruneError: names them and the extra that brings them.
+    """
+    if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise TspruneError(f"--format onnx needs {', '.join(lacking)}; install tsprune[onnx]")
+
+
+def session(path: Path) -> Run:
+    """What runs a written file, on as many threads as torch uses."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    made = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda context: made.run(["quantiles"], {"context": context})[0]
+
+
+def _interface(model: Forecaster, steps: int) -> dict[str, Any]:
+    """What goes in and what comes out."""
+    rows = "every row is a series by itself: rows of a batch do not see each other"
+    return {
+        "made_by": f"tsprune {__version__}",
+        "family": model.family,
+        "parameters": model.parameter_count(),
+        "opset": OPSET,
+        "input": {"name": "context", "type": "float32", "shape": ["batch", "length"], "missing": "NaN", "rows": rows},
+        "output": {"name": "quantiles", "type": "float32", "shape": ["batch", len(model.levels), steps]},
+        "levels": list(model.levels),
+        "horizon": steps,
+        "context_limit": model.context_length,
+        "longer_context": "the newest steps are used",
+    }
+
+
+def _save(program: Any, path: Path, about: dict[str, Any]) -> None:
+    """Translate an exported program and write it, with what there is to know among its metadata."""
+    import onnx_ir
+
+    with torch.no_grad(), quiet():
+        found = torch.onnx.export(
+            program, (), dynamo=True, opset_version=OPSET, output_names=["quantiles"], verbose=False
+        )
+    if found is None:
+        raise TspruneError("torch gave no ONNX program; the installed versions of torch and onnxscript do not fit")
+    made = found.model
+    for node in onnx_ir.traversal.RecursiveGraphIterator(made.graph):
+        # Where each operation stood in the code, with the paths of this machine.
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    made.graph.inputs[0].shape = onnx_ir.Shape(["batch", "length"])
+    made.graph.outputs[0].shape = onnx_ir.Shape(about["output"]["shape"])
+    made.producer_name, made.producer_version = "tsprune", __version__
+    made.metadata_props.update({name: _text(about[name]) for name in SHOWN})
+    made.metadata_props["series"] = about["input"]["rows"]
+    found.save(str(path), external_data=4 * about["parameters"] > EMBEDDED)
+
+
+SHOWN = ("family", "levels", "horizon", "context_limit", "base_model", "licence")
+"""What the file itself says."""
+
+
+def _text(value: Any) -> str:
+    return ",".join(f"{part:g}" for part in value) if isinstance(value, list) else str(value)
+
+
+EXPORT = Onnx()
