@@ -20,7 +20,7 @@ from tsprune.finetuning import Trial, finetune
 from tsprune.indexing import worth_indexing
 from tsprune.models import save
 from tsprune.models._forecaster import TASK, Forecaster
-from tsprune.models._loading import CONFIG, PLAN, WEIGHTS
+from tsprune.models._weightfiles import CONFIG, PLAN, WEIGHTS
 from tsprune.plan import Plan
 from tsprune.preparing import Prepared
 from tsprune.progress import Bar, Progress

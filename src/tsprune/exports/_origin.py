@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tsprune.models._forecaster import Forecaster
-from tsprune.models._loading import BUNDLED, PLAN
+from tsprune.models._loading import BUNDLED
+from tsprune.models._weightfiles import PLAN
 from tsprune.plan import Plan
 
 UNKNOWN = "not known here; that of the base model's weights applies"

@@ -18,9 +18,10 @@ from tsprune.exports._export import Export, Request
 from tsprune.exports._files import sizes_of
 from tsprune.exports._rounding import CORRECTIONS, Width, chosen, rounded, shift
 from tsprune.models._forecaster import Forecaster
-from tsprune.models._loading import CONFIG, WEIGHTS, load, save
+from tsprune.models._loading import load, save
 from tsprune.models._packedbits import largest, pack
 from tsprune.models._quantised import CODES, ENTRY, OFFSET, SCALE, Layout, narrowed
+from tsprune.models._weightfiles import CONFIG, WEIGHTS
 from tsprune.stages import read_json, write_json
 from tsprune.training_state import write_tensors
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
-import math
 import os
 import re
 import shutil
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tsprune import registry
@@ -23,12 +21,22 @@ from tsprune.folding import refolded
 from tsprune.models._forecaster import OBJECTIVE, Forecaster
 from tsprune.models._fresh import without_memory
 from tsprune.models._quantised import ENTRY, layout_of, plain_tensors
+from tsprune.models._weightfiles import (
+    CONFIG,
+    INDEX,
+    PLAN,
+    WEIGHTS,
+    check_finite,
+    check_tensors,
+    read_json,
+    read_weights,
+    shards,
+)
 from tsprune.plan import Plan, PlanGroup
 from tsprune.slimming import minimal, slim
 from tsprune.stages import write_text
 from tsprune.training_state import write_tensors
 
-WEIGHTS, INDEX, CONFIG, PLAN = "model.safetensors", "model.safetensors.index.json", "config.json", "plan.json"
 BUNDLED = ("mini", "mini-moe")
 DTYPES = {
     "float32": torch.float32,
@@ -109,8 +117,8 @@ def fill(model: Forecaster, tensors: dict[str, Tensor], origin: Path | str, dtyp
         TspruneError: a tensor is missing, unknown, of another shape or not finite.
     """
     tensors = model.tensors_from_public(tensors)
-    _check_tensors(tensors, dict(model.state_dict()), Path(origin))
-    _check_finite(tensors, DTYPES[dtype], Path(origin))
+    check_tensors(tensors, dict(model.state_dict()), Path(origin))
+    check_finite(tensors, DTYPES[dtype], Path(origin))
     floating = {name for name, tensor in tensors.items() if tensor.is_floating_point()}
     found = sorted({str(tensors[name].dtype).removeprefix("torch.") for name in floating} - {dtype})
     cast = {name: t.to(DTYPES[dtype] if name in floating else t.dtype, copy=True) for name, t in tensors.items()}
@@ -272,12 +280,12 @@ def _missing(directory: Path) -> str:
         return ""
     if not (directory / INDEX).is_file():
         return WEIGHTS
-    return next((name for name in _shards(directory) if not (directory / name).is_file()), "")
+    return next((name for name in shards(directory) if not (directory / name).is_file()), "")
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """A config file as a dictionary."""
-    config = _read_json(path)
+    config = read_json(path)
     if not isinstance(config, dict):
         raise TspruneError(f"{path}: is a JSON {type(config).__name__}, expected an object")
     return config
@@ -322,91 +330,6 @@ def without_weights(kind: type[Forecaster], config: Mapping[str, Any], where: Pa
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         said = str(error).strip().split("\n")[0]
         raise TspruneError(f"{where}: no {kind.family} model has these sizes ({said}); restore the file") from error
-
-
-def read_weights(directory: Path) -> tuple[dict[str, Tensor], Path]:
-    """All tensors of a checkpoint, and the file that errors should name."""
-    single = directory / WEIGHTS
-    if single.is_file():
-        return _read_file(single), single
-    index = directory / INDEX
-    if not index.is_file():
-        pickled = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        if pickled:
-            raise TspruneError(f"{directory} has only {pickled[0]}: pickle is never read; convert it to {WEIGHTS}")
-        raise TspruneError(f"{directory} has no {WEIGHTS}; a model directory holds {CONFIG} and {WEIGHTS}")
-    tensors: dict[str, Tensor] = {}
-    for name in _shards(directory):
-        if not (directory / name).is_file():
-            raise TspruneError(f"{index}: names {name}, which is not in {directory}; download it again")
-        tensors |= _read_file(directory / name)
-    return tensors, index
-
-
-def _shards(directory: Path) -> list[str]:
-    index = directory / INDEX
-    content = _read_json(index)
-    files = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise TspruneError(f"{index}: entry 'weight_map' must map tensor names to files")
-    names = sorted(set(files.values()))
-    if wrong := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
-        raise TspruneError(f"{index}: {wrong[0]!r} is not the name of a safetensors file beside it")
-    return names
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise TspruneError(
-            f"{path}: cannot be read as safetensors ({error}); the file is cut off or damaged"
-        ) from error
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TspruneError(f"{path}: not valid JSON ({error})") from error
-
-
-def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: Path) -> None:
-    missing = [name for name in expected if name not in tensors]
-    extra = [name for name in tensors if name not in expected]
-    pairs = {name: (tensors[name].shape, tensor.shape) for name, tensor in expected.items() if name in tensors}
-    wrong = {name: (found, wanted) for name, (found, wanted) in pairs.items() if found != wanted}
-    shapes = [f"{name} {list(found)} instead of {list(wanted)}" for name, (found, wanted) in wrong.items()]
-    faults = (("missing", missing), ("unknown", extra), ("of the wrong shape", shapes))
-    said = [f"{len(names)} {what}: {', '.join(names[:5])}" for what, names in faults if names]
-    if not said:
-        return
-    hint = ""
-    # Every unit that was pruned makes at least two tensors smaller, and none larger or new.
-    smaller = all(len(f) == len(w) and all(map(int.__le__, f, w)) for f, w in wrong.values())
-    if len(wrong) > 1 and smaller and not extra and not (origin.parent / PLAN).exists():
-        hint = f"; all of these are smaller: if this model was pruned, {PLAN} is missing beside {CONFIG}"
-    raise TspruneError(f"{origin}: the tensors do not fit {CONFIG}: {'; '.join(said)}{hint}")
-
-
-def _check_finite(tensors: Mapping[str, Tensor], dtype: torch.dtype, origin: Path) -> None:
-    """Refuse weights that are not finite: every forecast would be none, and the data would take the blame."""
-    limit = torch.finfo(dtype).max
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not tensor.numel():
-            continue
-        # One pass without a temporary tensor; a value that is not a number makes both ends one.
-        low, high = (float(end) for end in torch.aminmax(tensor))
-        if not math.isfinite(low) or not math.isfinite(high):
-            raise TspruneError(
-                f"{origin}: tensor {name!r} holds values that are not finite; restore or retrain the model"
-            )
-        if max(-low, high) > limit:
-            raise TspruneError(
-                f"{origin}: tensor {name!r} reaches {max(-low, high):.3g}, which {str(dtype).removeprefix('torch.')} "
-                "cannot hold; load the model as float32"
-            )
 
 
 def device_of(name: str) -> torch.device:

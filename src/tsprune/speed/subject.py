@@ -75,7 +75,8 @@ class Subject:
     @cached_property
     def checkpoint_bytes(self) -> int:
         """Size of config, plan and weights on disk."""
-        from tsprune.models._loading import CONFIG, PLAN, locate
+        from tsprune.models._loading import locate
+        from tsprune.models._weightfiles import CONFIG, PLAN
 
         folder = locate(self.source)
         return sum(
