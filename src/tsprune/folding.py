@@ -82,10 +82,14 @@ class Folding:
         if self.why:
             return f"nothing was folded: {self.why}"
         forms = (
-            (self.paths, "one linear map each"),
-            (self.dropped, "two thin maps each, which are smaller than one would be"),
+            (self.paths, "one linear map", ""),
+            (self.dropped, "two thin maps", ", which are smaller than one would be"),
         )
-        said = [f"{many(len(paths), 'attention')} of one live key became {words}" for paths, words in forms if paths]
+        said = [
+            f"{many(len(paths), 'attention')} of one live key became {words}{' each' * (len(paths) > 1)}{why}"
+            for paths, words, why in forms
+            if paths
+        ]
         return f"{' and '.join(said)}; {self.before:,} -> {self.after:,} parameters"
 
     def to_json(self) -> dict[str, Any]:

@@ -78,7 +78,8 @@ def run_lens(chosen: Chosen, quiet: bool) -> None:
         plan = plan_of(ready, found, settings.plan_from, settings.within)
         plan.write(settings.write_plan)
         before, after = plan.parameters["before"], plan.parameters["after"]
+        data = f" --data {ready.task.data} --horizon {ready.horizon}" if ready.task.data else ""
         print(
             f"plan: {settings.write_plan} ({before:,} -> {after:,} parameters, {after / before:.0%}); cut by it with: "
-            f"tsprune prune --model {ready.task.model} --plan {settings.write_plan}"
+            f"tsprune prune --model {ready.task.model}{data} --plan {settings.write_plan}"
         )
