@@ -62,7 +62,7 @@ def test_prune_folds_what_it_cut_and_the_plan_counts_it(here: Path, capsys: pyte
     assert facts["after"] == plan.parameters["after"] == model.parameter_count() < plain.parameter_count()
     assert plan.flops["after"] == facts["flops"]["after"] < facts["flops"]["before"] == before.flops["after"]
     assert facts["equivalence"]["relative_float64"] <= 1e-12
-    assert "note: --fold: 1 attention of one live key became one linear map each and 1 attention" in err
+    assert "note: --fold: 1 attention of one live key became one linear map and 1 attention" in err
     assert f"-> {facts['after']:,} parameters" in out
     assert "parameters (" in called(["plan", "show", "cut"], capsys)[1].split("1 attention folded")[0]
     # A series more is what the folded map cannot know of.

@@ -39,7 +39,10 @@ def test_findings_become_a_plan_and_the_plan_a_smaller_model(
     # A group that is not named stays whole, or lies inside one that goes.
     assert all(unit not in plan.kept[name] for name, unit in gone if name in plan.kept)
     assert plan.flops["after"] < plan.flops["before"] and plan.parameters["after"] < plan.parameters["before"]
-    assert "plan: found.json" in out and "tsprune prune --model chronos2 --plan found.json" in out
+    assert (
+        "plan: found.json" in out
+        and "tsprune prune --model chronos2 --data wide.csv --horizon 8 --plan found.json" in out
+    )
 
     code, out, err = called(["plan", "show", "found.json"], capsys)
     assert code == 0 and f"score {source}" in out
