@@ -262,7 +262,7 @@ def test_thin_products_stay_products_without_queries_and_keys(tmp_path: Path) ->
     assert torch.equal(left.v.weight, attentions[0].v.weight)  # type: ignore[union-attr]
     assert folding_error(small, folded, tiny_batch(), 20)["relative_float64"] <= 1e-12
     assert fingerprint(load(save(folded, tmp_path / "model"))) == fingerprint(folded)
-    assert "1 attention of one live key became one linear map each and 1 attention" in found.words()
+    assert "1 attention of one live key became one linear map and 1 attention" in found.words()
     # What is thin and has lost its queries and keys cannot get any smaller.
     thinner = slim(
         model, {f"{path}/{kind}": kept for path in paths for kind, kept in (("value_dim", [0]), ("qk_pair", []))}

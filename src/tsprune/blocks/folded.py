@@ -44,16 +44,9 @@ class FoldedAttention(Block):
         folded = cls(width, bias=bias, across=isinstance(attention, AcrossSeriesAttention))
         trained = values.weight.requires_grad or out.weight.requires_grad
         with torch.no_grad():
-            entries = attention.shape.value_of_column.to(values.weight.device)
-            reading, writing = _whole_rows(values, width), _whole_columns(out, width)
-            weight = writing @ reading.index_select(0, entries)
+            weight, shift = _product(attention, width)
             folded.map.weight = nn.Parameter(weight.to(out.weight.dtype), requires_grad=trained)
             if bias:
-                shift = weight.new_zeros(width)
-                if values.bias is not None:
-                    shift += writing @ values.bias.double().index_select(0, entries)
-                if out.bias is not None:
-                    shift += _placed(out, out.bias.double(), width)
                 folded.map.bias = nn.Parameter(shift.to(out.weight.dtype), requires_grad=trained)
         return folded.train(attention.training)
 
@@ -96,6 +89,26 @@ def foldable(attention: object, *, single_series: bool) -> bool:
     return isinstance(attention, SingleStepAttention) or (
         single_series and isinstance(attention, AcrossSeriesAttention)
     )
+
+
+def _product(attention: Attention, width: int) -> tuple[Tensor, Tensor]:
+    """W_O W_V and what the biases add, float64; without memory where the attention is, and then nothing is multiplied.
+
+    A product on the meta device would make torch load its symbolic algebra, half a second for every loaded model.
+    """
+    values, out = attention.v, attention.o
+    if values.weight.is_meta:
+        empty = torch.empty(width, width, dtype=torch.float64, device="meta")
+        return empty, empty.new_empty(width)
+    entries = attention.shape.value_of_column.to(values.weight.device)
+    reading, writing = _whole_rows(values, width), _whole_columns(out, width)
+    weight = writing @ reading.index_select(0, entries)
+    shift = weight.new_zeros(width)
+    if values.bias is not None:
+        shift += writing @ values.bias.double().index_select(0, entries)
+    if out.bias is not None:
+        shift += _placed(out, out.bias.double(), width)
+    return weight, shift
 
 
 def thin(attention: Attention, width: int) -> bool:
