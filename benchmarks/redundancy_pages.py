@@ -1,0 +1,346 @@
+"""The JSON of `redundancy.py`, the figures, and the tables inside docs/redundancy.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import redundancy_figures as figures
+from readme import row
+from redundancy_facts import grown, heads_summary, orders_summary, over_models, send_summary
+from redundancy_layers import cuts_summary, feedforward_summary, layers_summary
+
+from tsprune.errors import TspruneError
+from tsprune.evaluation.machine import versions
+from tsprune.lens._orders import ABLATION, FISHER, HIGH, LOW
+from tsprune.report.canvas import BLUE, GREY, ORANGE
+from tsprune.stages import write_text
+
+LIMIT = 1.01
+KINDS = {"chronos2": "encoder", "moirai": "encoder", "chronos_bolt": "encoder-decoder"}
+"""Of what kind a family is; the others are decoder-only."""
+EITHER, TWO = "stable rank, either direction", "random, the better of two"
+ORDER_ROWS = (LOW, HIGH, EITHER, TWO, "a random order", FISHER, ABLATION)
+CUT_ROWS = (
+    "stable rank, low first", "stable rank, high first", "attention stable rank, low first",
+    "attention stable rank, high first", "attention effective rank, low first", "attention effective rank, high first",
+    "fisher, low first", "leave-one-out, low first", "random",
+)  # fmt: skip
+CHOSEN_ROWS = (
+    "stable rank, direction by first windows", "attention stable rank, direction by first windows",
+    "the better of two random draws on first windows",
+)  # fmt: skip
+FORWARD_ROWS = ("feed-forward alone", "attention alone", "two at random", "two attentions at random",
+                "the most needed alone", "all off")  # fmt: skip
+
+
+def summed(models: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that tables and figures say, by model."""
+    return {
+        label: {
+            "heads": heads_summary(one["sets"], LIMIT),
+            "orders": orders_summary(one["sets"]),
+            "send": send_summary(one["sets"]),
+            "layers": layers_summary(one["sets"]),
+            "feed-forward": feedforward_summary(one["sets"]),
+            "cuts": cuts_summary(one["sets"]),
+        }
+        for label, one in models.items()
+        if all(any(what in cells for cells in one["sets"].values()) for what in ("heads", "layers", "send", "cuts"))
+    }
+
+
+def write_all(models: Mapping[str, Any], machine: str, out: Path, docs: Path) -> None:
+    """Write the JSON, the figures and the tables.
+
+    Raises:
+        TspruneError: no model has all cells of a set, or the page has no place for a table.
+    """
+    models = short(models)  # First of all, so that the JSON gives the same page again.
+    found = summed(models)
+    if not found:
+        raise TspruneError("no model has all four kinds of cells yet; run benchmarks/redundancy.py FOLDER first")
+    overall = {what: over_models(found, what) for what in ("orders", "cuts")}
+    content = {
+        "question": "What do pretrained forecasters not use?",
+        "missing": missing(models),
+        "overall": overall,
+        "summary": found,
+        "machine": machine,
+        "versions": versions(),
+        "models": models,
+    }
+    write_text(out, written(short(content)))
+    folder = docs / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, drawing in drawn(found).items():
+        (folder / f"redundancy_{name}.svg").write_text(figures.standing_alone(drawing), encoding="utf-8")
+    page = docs / "redundancy.md"
+    page.write_text(filled(page.read_text(encoding="utf-8"), tables(models, found, content)), encoding="utf-8")
+
+
+def written(content: Mapping[str, Any]) -> str:
+    """As JSON: what is summed up for people to read, the cells of each model and set on one line."""
+    rest, models = {k: v for k, v in content.items() if k != "models"}, content["models"]
+    parts = []
+    for label, one in models.items():
+        sets = [
+            f"{json.dumps(name)}: {json.dumps(cells, separators=(',', ':'), allow_nan=False)}"
+            for name, cells in one["sets"].items()
+        ]
+        facts = json.dumps({k: v for k, v in one.items() if k != "sets"}, allow_nan=False)
+        joined = ",\n".join(sets)
+        parts.append(f'{json.dumps(label)}: {facts[:-1]}, "sets": {{\n{joined}\n}}}}')
+    joined = ",\n".join(parts)
+    return f'{json.dumps(rest, indent=1, allow_nan=False)[:-2]},\n "models": {{\n{joined}\n}}\n}}\n'
+
+
+def short(value: Any) -> Any:
+    """Numbers of five digits."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, Mapping):
+        return {key: short(entry) for key, entry in value.items()}
+    return [short(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def trimmed(what: str, cell: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell without what the seed says anyway: orders of heads, and which heads made a share."""
+    found = dict(cell)
+    if what == "heads":
+        found["facts"] = {key: value for key, value in cell["facts"].items() if key != "orders"}
+    if what == "cuts":
+        for pool in ("middle", "all"):
+            shares = {
+                share: entry
+                | {"orders": {o: {k: v for k, v in one.items() if k != "gone"} for o, one in entry["orders"].items()}}
+                for share, entry in cell[pool]["shares"].items()
+            }
+            found[pool] = {**cell[pool], "shares": shares}
+    return found
+
+
+def missing(models: Mapping[str, Any]) -> list[str]:
+    """What has not been measured."""
+    every = {name for one in models.values() for name in one["sets"]}
+    wanted = ("heads", "layers", "send", "cuts")
+    return [
+        f"{label} on {name}: {', '.join(gone)}"
+        for label, one in models.items()
+        for name in sorted(every)
+        if (gone := [what for what in wanted if what not in one["sets"].get(name, {})])
+    ]
+
+
+def drawn(found: Mapping[str, Any]) -> dict[str, str]:
+    """The figures by name."""
+    rules = {
+        "published": ("published rule", BLUE),
+        "published, random orders": ("published rule, random orders", GREY),
+        "ours": ("no limit exceeded on the way, four orders", ORANGE),
+    }
+    stacks = {
+        f"{label}{'' if len(one['layers']) == 1 else ', ' + stack.partition('.')[0]}": parts
+        for label, one in found.items()
+        for stack, parts in one["layers"].items()
+    }
+
+    def column(what: str, rows: Sequence[str], pick: Any) -> dict[str, list[Any]]:
+        return {label: [pick(one[what], name) for name in rows] for label, one in found.items()}
+
+    def cut(one: Mapping[str, Any], name: str) -> Any:
+        return one.get("middle", {}).get("0.3", {}).get("growth", {}).get(name)
+
+    return {
+        "heads": figures.kept_by_attention(
+            {label: one["heads"]["attentions"] for label, one in found.items()}, rules, "heads"
+        ),
+        "orders": figures.dots(
+            ORDER_ROWS, column("orders", ORDER_ROWS, lambda one, name: one["orders"].get(name, {}).get("ratio")),
+            "area under the curve of the loss, over that of random orders", "orders", controls=(TWO, "a random order"),
+        ),
+        "send": figures.correlations(
+            {f"{label}: {name}": one["send"][name] for label, one in found.items() for name in one["send"]},
+            "rank correlation with leave-one-out (in brackets: attentions)", "send",
+        ),
+        "layers": figures.by_depth(stacks, "layers"),
+        "cuts": figures.dots(
+            [*CUT_ROWS, *CHOSEN_ROWS], column("cuts", [*CUT_ROWS, *CHOSEN_ROWS], cut),
+            "growth of the loss, 30 % of the middle layers' heads off", "cuts",
+            controls=("random", CHOSEN_ROWS[-1]), limits=(0.9, 1.8),
+        ),
+        "feedforward": figures.dots(
+            FORWARD_ROWS, column("feed-forward", FORWARD_ROWS, lambda one, name: one[name]),
+            "growth of the loss", "feedforward", controls=("two at random", "two attentions at random"),
+        ),
+    }  # fmt: skip
+
+
+def filled(page: str, blocks: Mapping[str, str]) -> str:
+    """The page with its tables renewed."""
+    for name, block in blocks.items():
+        mark = rf"<!-- table: {name} -->.*?<!-- end of table -->"
+        if not re.search(mark, page, flags=re.S):
+            raise TspruneError(f"docs/redundancy.md has no place for {name!r}; add <!-- table: {name} --> and its end")
+        text = f"<!-- table: {name} -->\n{block}\n<!-- end of table -->"
+        page = re.sub(mark, lambda _, text=text: text, page, flags=re.S)  # type: ignore[misc]
+    return page
+
+
+def change(spread: Mapping[str, Any] | None) -> str:
+    """Growth as a change with its interval."""
+    if spread is None:
+        return "–"
+    middle = spread["mean"] if "mean" in spread else spread["growth"]
+    text = f"{100 * (middle - 1):+.1f} %"
+    ends = [spread["low"], spread["high"]]
+    return text if None in ends else f"{text} ({100 * (ends[0] - 1):+.1f} to {100 * (ends[1] - 1):+.1f})"
+
+
+def total(values: Sequence[float]) -> str:
+    """A mean of counts."""
+    return f"{sum(values) / len(values):.1f}"
+
+
+def tables(models: Mapping[str, Any], found: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, str]:
+    """Blocks of Markdown by name."""
+    made = {
+        "models": _models(models), "heads": _heads(found), "attentions": _attentions(found),
+        "orders": _orders(found, content["overall"]["orders"]), "send": _send(found), "layers": _layers(found),
+        "cuts": _cuts(found, content["overall"]["cuts"]), "feedforward": _feedforward(models, found),
+        "machine": [f"{content['machine']}. Missing: {'; '.join(content['missing']) or 'nothing'}."],
+    }  # fmt: skip
+    return {name: "\n".join(lines) for name, lines in made.items()}
+
+
+def _models(models: Mapping[str, Any]) -> list[str]:
+    lines = row("model", "family", "kind", "parameters", "sets", "windows that measure, later ones", "origins later",
+                "steps scored", head=True)  # fmt: skip
+    for label, one in models.items():
+        if not one["sets"]:
+            continue
+        cells = [cell["windows"] for by in one["sets"].values() for cell in by.values()]
+        seen = sorted({(f"{w['first']}, {w['later']}", w.get("units")) for w in cells})
+        sizes, units = ("; ".join(dict.fromkeys(str(value) for value in column)) for column in zip(*seen, strict=True))
+        kind = KINDS.get(one["family"], "decoder-only")
+        lines += row(f"`{label}`", one["family"], kind, f"{one['parameters'] / 1e6:.1f} M", len(one["sets"]), sizes,
+                     units, one["scored_steps"])  # fmt: skip
+    return lines
+
+
+def _heads(found: Mapping[str, Any]) -> list[str]:
+    lines = row("model", "heads", "kept, published rule", "same rule, random orders", "kept, ours",
+                "ours, random orders", "published choice of one attention on later windows: within 1 % / refuted / of",
+                "published choice of all attentions at once, later", "as many at random", "ours at once, later",
+                "as many at random", "kept, tried together", "later", "as many at random", head=True)  # fmt: skip
+    for label, one in found.items():
+        sets = list(one["heads"]["sets"].values())
+        heads = sets[0]["heads"]
+        rules = ("published", "published, random orders", "ours", "ours, random orders")
+        kept = [total([heads - entry["gone"][rule] for entry in sets]) for rule in rules]
+        later = [entry["later"]["published"] for entry in sets]
+        said = " / ".join(str(sum(entry[key] for entry in later)) for key in ("within", "refuted", "choices"))
+        at_once = []
+        for rule in ("published", "ours"):
+            at_once += [change(grown([entry["later"][rule]["at once"]["growth"] for entry in sets])),
+                        change(grown([entry["later"][rule]["random"] for entry in sets]))]  # fmt: skip
+        together = [
+            total([heads - entry["together"]["gone"] for entry in sets]),
+            change(grown([entry["together"]["growth"] for entry in sets])),
+            change(grown([entry["together"]["random"] for entry in sets])),
+        ]
+        lines += row(f"`{label}`", heads, *kept, said, *at_once, *together)
+    return lines
+
+
+def _attentions(found: Mapping[str, Any]) -> list[str]:
+    lines = row("model", "attention", "heads", "published", "published, random orders", "ours", "ours, random orders",
+                head=True)  # fmt: skip
+    for label, one in found.items():
+        for path, entry in one["heads"]["attentions"].items():
+            kept = [
+                " ".join(f"{v:.1f}" if isinstance(v, float) else str(v) for v in entry[rule].values())
+                for rule in ("published", "published, random orders", "ours", "ours, random orders")
+            ]
+            lines += row(f"`{label}`", figures.place_name(path), entry["heads"], *kept)
+    return lines
+
+
+def _orders(found: Mapping[str, Any], overall: Mapping[str, Any]) -> list[str]:
+    lines = row("order", *(f"`{label}`" for label in found), "all models", "better than random in", head=True)
+    for name in ORDER_ROWS:
+        entries = [one["orders"]["orders"].get(name) for one in found.values()]
+        cells = [change(entry and entry["ratio"]) for entry in entries]
+        better, of = (sum(entry[key] for entry in entries if entry) for key in ("better", "of"))
+        lines += row(name, *cells, change(overall.get(name)), f"{better} of {of}")
+    lines += ["", *row("model", "attentions", "low first better than high first", "same direction on all sets",
+                       "by chance", head=True)]  # fmt: skip
+    for label, one in found.items():
+        facts = one["orders"]["directions"]
+        lines += row(f"`{label}`", facts["attentions"], f"{facts['low first']} of {facts['of']}",
+                     facts["same direction on all sets"], f"{facts['expected by chance']:.1f}")  # fmt: skip
+    return lines
+
+
+def _send(found: Mapping[str, Any]) -> list[str]:
+    lines = row("model", "ranking", "attentions", "by set", "mean (interval over sets)", "random, 95 % of rankings",
+                head=True)  # fmt: skip
+    for label, one in found.items():
+        for name, entry in one["send"].items():
+            middle = entry["mean"]
+            ends = "" if middle["low"] is None else f" ({middle['low']:.2f} to {middle['high']:.2f})"
+            values = " ".join(f"{value:.2f}" for value in entry["by set"].values())
+            random = "{:.2f} to {:.2f}".format(*entry["random"])
+            lines += row(f"`{label}`", name, entry["attentions"], values, f"{middle['mean']:.2f}{ends}", random)
+    return lines
+
+
+def _layers(found: Mapping[str, Any]) -> list[str]:
+    lines = row("model, stack", "off", "one middle layer over one of the others", "less on",
+                "middle pair off", "a random pair off", "rank of the middle pair by set", head=True)  # fmt: skip
+    for label, one in found.items():
+        for stack, parts in one["layers"].items():
+            for part, entry in parts.items():
+                if "middle" not in entry:
+                    continue
+                less = f"{entry['sets where the middle matters less']} of {entry['sets']} sets"
+                pair = entry.get("pair")
+                both = [change(pair["middle"]), change(pair["random"])] if pair else ["–", "–"]
+                ranks = " ".join(map(str, pair["rank"].values())) + f" of {pair['of']}" if pair else "–"
+                where = f"`{label}`" if len(one["layers"]) == 1 else f"`{label}`, {stack.partition('.')[0]}"
+                lines += row(where, part, change(entry["middle over others"]), less, *both, ranks)
+    return lines
+
+
+def _cuts(found: Mapping[str, Any], overall: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    titles = {"middle 0.3": "30 % of the middle layers' heads off", "middle 0.6": "60 % of them off",
+              "all 0.3": "30 % of the heads of all layers off"}  # fmt: skip
+    for key, title in titles.items():
+        pool, share = key.split()
+        parts = {label: one["cuts"].get(pool, {}).get(share) for label, one in found.items()}
+        heads = [f"`{label}` ({part['gone']} of {part['heads']})" for label, part in parts.items() if part]
+        lines += ["", f"**{title}**", "", *row("order", *heads, "all models, over random", head=True)]
+        names = [*CUT_ROWS, *(CHOSEN_ROWS if key == "middle 0.3" else ())]
+        for name in names:
+            cells = [change(part["growth"].get(name)) for part in parts.values() if part]
+            lines += row(name, *cells, change(overall.get(f"{key}: {name}")) if name != "random" else "0")
+        range_of = [f"{change(grown([p['lowest draw']]))} to {change(grown([p['highest draw']]))}"
+                    for p in parts.values() if p]  # fmt: skip
+        lines += row("random, range of all draws", *range_of, "")
+    return lines[1:]
+
+
+def _feedforward(models: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    lines = row("model", "kind", *FORWARD_ROWS, "by stack, all off", "one feed-forward part over one attention",
+                head=True)  # fmt: skip
+    for label, one in found.items():
+        facts = one["feed-forward"]
+        stacks = ", ".join(f"{name.partition('.')[0]} {change(v)}" for name, v in facts["all of a stack off"].items())
+        lines += row(f"`{label}`", KINDS.get(models[label]["family"], "decoder-only"),
+                     *(change(facts[name]) for name in FORWARD_ROWS), stacks if len(one["layers"]) > 1 else "–",
+                     change(facts["feed-forward over attention"]))  # fmt: skip
+    return lines
