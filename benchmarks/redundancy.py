@@ -24,7 +24,7 @@ import torch
 from cells import Cell, Store, run
 from long_horizon import SETS, require
 from redundancy_facts import published, share_of, taken
-from redundancy_pages import LIMIT, trimmed, write_all
+from redundancy_pages import CELLS, LIMIT, trimmed, write_all
 from torch import Tensor
 
 from tsprune import lens
@@ -46,7 +46,6 @@ from tsprune.stages import read_json
 
 NAMES = ("ETTh1", "ETTm2", "weather", "electricity_7clients")
 BUNDLED = ("mini", "mini-moe")
-CELLS = ("heads", "layers", "send", "cuts")
 SLOW = {"mini-moe": (14, 28)}
 """First and later windows where a pass takes long."""
 SERIES = 7

@@ -230,28 +230,32 @@ def random_correlation(count: int) -> list[float]:
 
 
 def over_models(found: Mapping[str, Any], what: str) -> dict[str, Spread]:
-    """Ratios to random by order, averaged over models within each set that all of them have, then over sets.
+    """Averages over models within each set that all of them have, then over sets.
+
+    Ratios to random by order, or rank correlations by what is ranked; only what every model has.
 
     Args:
         found: summaries by model.
-        what: "orders" or "cuts", in which the keys are `pool share: order`.
+        what: "orders", "send", or "cuts", in which the keys are `pool share: order`.
     """
-    by_order: dict[str, list[Mapping[str, float]]] = {}
-    for one in found.values():
-        if what == "orders":
-            rows = {order: entry["by set"] for order, entry in one["orders"]["orders"].items()}
-        else:
-            rows = {
-                f"{pool} {share}: {order}": by_set
-                for pool, shares in one["cuts"].items()
-                for share, entry in shares.items()
-                for order, by_set in entry["over random by set"].items()
-            }
-        for order, by_set in rows.items():
-            by_order.setdefault(order, []).append(by_set)
+    many = [_by_set(one, what) for one in found.values()]
     said = {}
-    for order, many in by_order.items():
-        common = [name for name in many[0] if all(name in by_set for by_set in many)]
-        if common and len(many) == len(found):
-            said[order] = grown([math.exp(mean([math.log(by_set[name]) for by_set in many])) for name in common])
+    for name in [name for name in many[0] if all(name in one for one in many)]:
+        common = [place for place in many[0][name] if all(place in one[name] for one in many)]
+        if common and what == "send":
+            said[name] = over_sets([mean([one[name][place] for one in many]) for place in common])
+        elif common:
+            said[name] = over_sets([mean([math.log(one[name][place]) for one in many]) for place in common], math.exp)
     return said
+
+
+def _by_set(one: Mapping[str, Any], what: str) -> dict[str, Mapping[str, float]]:
+    if what == "cuts":
+        return {
+            f"{pool} {share}: {order}": by_set
+            for pool, shares in one["cuts"].items()
+            for share, entry in shares.items()
+            for order, by_set in entry["over random by set"].items()
+        }
+    rows = one["orders"]["orders"] if what == "orders" else one["send"]
+    return {name: entry["by set"] for name, entry in rows.items()}

@@ -20,6 +20,7 @@ from tsprune.report.canvas import BLUE, GREY, ORANGE
 from tsprune.stages import write_text
 
 LIMIT = 1.01
+CELLS = ("heads", "layers", "send", "cuts")
 KINDS = {"chronos2": "encoder", "moirai": "encoder", "chronos_bolt": "encoder-decoder"}
 """Of what kind a family is; the others are decoder-only."""
 EITHER, TWO = "stable rank, either direction", "random, the better of two"
@@ -49,7 +50,7 @@ def summed(models: Mapping[str, Any]) -> dict[str, Any]:
             "cuts": cuts_summary(one["sets"]),
         }
         for label, one in models.items()
-        if all(any(what in cells for cells in one["sets"].values()) for what in ("heads", "layers", "send", "cuts"))
+        if all(any(what in cells for cells in one["sets"].values()) for what in CELLS)
     }
 
 
@@ -63,7 +64,7 @@ def write_all(models: Mapping[str, Any], machine: str, out: Path, docs: Path) ->
     found = summed(models)
     if not found:
         raise TspruneError("no model has all four kinds of cells yet; run benchmarks/redundancy.py FOLDER first")
-    overall = {what: over_models(found, what) for what in ("orders", "cuts")}
+    overall = {what: over_models(found, what) for what in ("orders", "cuts", "send")}
     content = {
         "question": "What do pretrained forecasters not use?",
         "missing": missing(models),
@@ -124,15 +125,14 @@ def trimmed(what: str, cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def missing(models: Mapping[str, Any]) -> list[str]:
-    """What has not been measured."""
-    every = {name for one in models.values() for name in one["sets"]}
-    wanted = ("heads", "layers", "send", "cuts")
-    return [
-        f"{label} on {name}: {', '.join(gone)}"
-        for label, one in models.items()
-        for name in sorted(every)
-        if (gone := [what for what in wanted if what not in one["sets"].get(name, {})])
-    ]
+    """What has not been measured, by model."""
+    every = list(dict.fromkeys(name for one in models.values() for name in one["sets"]))
+    found = []
+    for label, one in models.items():
+        gone = {name: [what for what in CELLS if what not in one["sets"].get(name, {})] for name in every}
+        said = [name + f" ({', '.join(what)})" * (len(what) < len(CELLS)) for name, what in gone.items() if what]
+        found += [f"{label} on {', '.join(said)}"] if said else []
+    return found
 
 
 def drawn(found: Mapping[str, Any]) -> dict[str, str]:
@@ -207,12 +207,18 @@ def total(values: Sequence[float]) -> str:
 
 def tables(models: Mapping[str, Any], found: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, str]:
     """Blocks of Markdown by name."""
+    overall = content["overall"]
     made = {
-        "models": _models(models), "heads": _heads(found), "attentions": _attentions(found),
-        "orders": _orders(found, content["overall"]["orders"]), "send": _send(found), "layers": _layers(found),
-        "cuts": _cuts(found, content["overall"]["cuts"]), "feedforward": _feedforward(models, found),
+        "models": _models(models),
+        "heads": _heads(found),
+        "attentions": _attentions(found),
+        "orders": _orders(found, overall["orders"]),
+        "cuts": _cuts(found, overall["cuts"]),
+        "layers": _layers(found),
+        "send": _send(found, overall["send"]),
+        "feedforward": _feedforward(models, found),
         "machine": [f"{content['machine']}. Missing: {'; '.join(content['missing']) or 'nothing'}."],
-    }  # fmt: skip
+    }
     return {name: "\n".join(lines) for name, lines in made.items()}
 
 
@@ -232,27 +238,31 @@ def _models(models: Mapping[str, Any]) -> list[str]:
 
 
 def _heads(found: Mapping[str, Any]) -> list[str]:
-    lines = row("model", "heads", "kept, published rule", "same rule, random orders", "kept, ours",
-                "ours, random orders", "published choice of one attention on later windows: within 1 % / refuted / of",
-                "published choice of all attentions at once, later", "as many at random", "ours at once, later",
-                "as many at random", "kept, tried together", "later", "as many at random", head=True)  # fmt: skip
+    lines = row("model", "heads", "kept, published rule", "same rule, random orders", "kept, our rule",
+                "same rule, random orders", "published choice, one attention at a time, later windows: within 1 %",
+                "interval beyond 1 %", head=True)  # fmt: skip
     for label, one in found.items():
         sets = list(one["heads"]["sets"].values())
         heads = sets[0]["heads"]
         rules = ("published", "published, random orders", "ours", "ours, random orders")
         kept = [total([heads - entry["gone"][rule] for entry in sets]) for rule in rules]
-        later = [entry["later"]["published"] for entry in sets]
-        said = " / ".join(str(sum(entry[key] for entry in later)) for key in ("within", "refuted", "choices"))
-        at_once = []
+        within, refuted, of = (
+            sum(entry["later"]["published"][key] for entry in sets) for key in ("within", "refuted", "choices")
+        )
+        lines += row(f"`{label}`", heads, *kept, f"{within} of {of}", refuted)
+    lines += ["", *row("model", "published choices of all attentions at once", "as many at random", "ours at once",
+                       "as many at random", "kept, tried together", "without the rest", "as many at random",
+                       head=True)]  # fmt: skip
+    for label, one in found.items():
+        sets = list(one["heads"]["sets"].values())
+        cells = []
         for rule in ("published", "ours"):
-            at_once += [change(grown([entry["later"][rule]["at once"]["growth"] for entry in sets])),
-                        change(grown([entry["later"][rule]["random"] for entry in sets]))]  # fmt: skip
-        together = [
-            total([heads - entry["together"]["gone"] for entry in sets]),
-            change(grown([entry["together"]["growth"] for entry in sets])),
-            change(grown([entry["together"]["random"] for entry in sets])),
-        ]
-        lines += row(f"`{label}`", heads, *kept, said, *at_once, *together)
+            later = [entry["later"][rule] for entry in sets]
+            cells += [change(grown([entry["at once"]["growth"] for entry in later])),
+                      change(grown([entry["random"] for entry in later]))]  # fmt: skip
+        cells.append(total([sets[0]["heads"] - entry["together"]["gone"] for entry in sets]))
+        cells += [change(grown([entry["together"][key] for entry in sets])) for key in ("growth", "random")]
+        lines += row(f"`{label}`", *cells)
     return lines
 
 
@@ -275,7 +285,8 @@ def _orders(found: Mapping[str, Any], overall: Mapping[str, Any]) -> list[str]:
         entries = [one["orders"]["orders"].get(name) for one in found.values()]
         cells = [change(entry and entry["ratio"]) for entry in entries]
         better, of = (sum(entry[key] for entry in entries if entry) for key in ("better", "of"))
-        lines += row(name, *cells, change(overall.get(name)), f"{better} of {of}")
+        wins = f"{better} of {of}" if name not in (EITHER, TWO) else "by construction"
+        lines += row(name, *cells, change(overall.get(name)), wins)
     lines += ["", *row("model", "attentions", "low first better than high first", "same direction on all sets",
                        "by chance", head=True)]  # fmt: skip
     for label, one in found.items():
@@ -285,17 +296,23 @@ def _orders(found: Mapping[str, Any], overall: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _send(found: Mapping[str, Any]) -> list[str]:
+def _send(found: Mapping[str, Any], overall: Mapping[str, Any]) -> list[str]:
     lines = row("model", "ranking", "attentions", "by set", "mean (interval over sets)", "random, 95 % of rankings",
                 head=True)  # fmt: skip
     for label, one in found.items():
         for name, entry in one["send"].items():
-            middle = entry["mean"]
-            ends = "" if middle["low"] is None else f" ({middle['low']:.2f} to {middle['high']:.2f})"
             values = " ".join(f"{value:.2f}" for value in entry["by set"].values())
             random = "{:.2f} to {:.2f}".format(*entry["random"])
-            lines += row(f"`{label}`", name, entry["attentions"], values, f"{middle['mean']:.2f}{ends}", random)
+            lines += row(f"`{label}`", name, entry["attentions"], values, correlation(entry["mean"]), random)
+    for name, middle in overall.items():
+        lines += row("all, mean", name, "", f"{middle['sets']} sets", correlation(middle), "around 0")
     return lines
+
+
+def correlation(middle: Mapping[str, Any]) -> str:
+    """A mean correlation with its interval, no further than correlations go."""
+    text = f"{middle['mean']:.2f}"
+    return text if middle["low"] is None else f"{text} ({max(-1, middle['low']):.2f} to {min(1, middle['high']):.2f})"
 
 
 def _layers(found: Mapping[str, Any]) -> list[str]:

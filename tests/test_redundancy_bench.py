@@ -120,6 +120,22 @@ def test_the_middle_pair_is_ranked_among_all_pairs() -> None:
     assert found["pair"]["random"]["mean"] == pytest.approx(math.prod(growth.values()) ** (1 / 6))
 
 
+def test_models_are_averaged_within_the_sets_that_all_have() -> None:
+    one = {"send": {"SEND": {"by set": {"a": 0.5, "b": 0.1, "c": -1.0}}, "first": {"by set": {"a": 0.0}}}}
+    two = {"send": {"SEND": {"by set": {"b": 0.3, "a": 0.1}}}}
+    found = facts.over_models({"one": one, "two": two}, "send")
+    assert list(found) == ["SEND"]
+    assert found["SEND"]["mean"] == pytest.approx((0.3 + 0.2) / 2) and found["SEND"]["sets"] == 2
+    orders = [{"orders": {"orders": {LOW: {"by set": {"a": value}}}}} for value in (2.0, 0.5)]
+    assert facts.over_models({"one": orders[0], "two": orders[1]}, "orders")[LOW]["mean"] == pytest.approx(1)
+
+
+def test_what_is_missing_is_said_by_model() -> None:
+    full = dict.fromkeys(pages.CELLS)
+    models = {"one": {"sets": {"a": full, "b": {"heads": None}}}, "two": {"sets": {"b": full}}, "three": {"sets": {}}}
+    assert pages.missing(models) == ["one on b (layers, send, cuts)", "two on a", "three on a, b"]
+
+
 def test_short_names_of_places() -> None:
     names = [
         "encoder.block.2.layer.1.self_attention",
