@@ -97,13 +97,13 @@ def feedforward_summary(sets: Mapping[str, Any]) -> dict[str, Any]:
             stacks.setdefault(stack, []).append(number(parts["feed-forward"]["all"]["growth"]))
     alone, attention = of("feed-forward", "alone"), of("attention", "alone")
     return {
-        "feed-forward alone": grown(alone),
-        "the most needed alone": grown(worst),
-        "attention alone": grown(attention),
+        "one feed-forward part off": grown(alone),
+        "the most needed feed-forward part": grown(worst),
+        "one attention off": grown(attention),
         "feed-forward over attention": grown([a / b for a, b in zip(alone, attention, strict=True)]),
-        "two at random": grown(of("feed-forward", "pairs")),
+        "two feed-forward parts at random": grown(of("feed-forward", "pairs")),
         "two attentions at random": grown(of("attention", "pairs")),
-        "all off": grown([number(cell["no feed-forward"]["growth"]) for cell in found.values()]),
+        "all feed-forward parts off": grown([number(cell["no feed-forward"]["growth"]) for cell in found.values()]),
         "all off by set": {name: cell["no feed-forward"] for name, cell in found.items()},
         "all of a stack off": {stack: grown(values) for stack, values in stacks.items()},
     }

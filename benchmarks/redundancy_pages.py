@@ -34,8 +34,10 @@ CHOSEN_ROWS = (
     "stable rank, direction by first windows", "attention stable rank, direction by first windows",
     "the better of two random draws on first windows",
 )  # fmt: skip
-FORWARD_ROWS = ("feed-forward alone", "attention alone", "two at random", "two attentions at random",
-                "the most needed alone", "all off")  # fmt: skip
+FORWARD_ROWS = (
+    "one feed-forward part off", "one attention off", "two feed-forward parts at random", "two attentions at random",
+    "the most needed feed-forward part", "all feed-forward parts off",
+)  # fmt: skip
 
 
 def summed(models: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,7 +176,7 @@ def drawn(found: Mapping[str, Any]) -> dict[str, str]:
         ),
         "feedforward": figures.dots(
             FORWARD_ROWS, column("feed-forward", FORWARD_ROWS, lambda one, name: one[name]),
-            "growth of the loss", "feedforward", controls=("two at random", "two attentions at random"),
+            "growth of the loss", "feedforward", controls=FORWARD_ROWS[2:4],
         ),
     }  # fmt: skip
 
