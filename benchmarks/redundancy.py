@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/redundancy.py FOLDER [--models chronos_bolt=DIR timer_xl=DIR moirai=DIR]
     python benchmarks/redundancy.py --collect
 
-For every model and set, four cells: heads off one attention at a time and together (`heads`), layers and feed-forward
-parts off (`layers`), SEND against leave-one-out (`send`), and a share of the heads off by several orders (`cuts`).
+For every model and set, five cells: heads off one attention at a time and together (`heads`), layers and feed-forward
+parts off (`layers`), SEND against leave-one-out (`send`), a share of the heads off by several orders (`cuts`), and how
+much of the feed-forward parts is used at all (`idle`).
 Validation windows only: what is chosen is chosen on the first ones, what is said is measured on later ones. Resumable:
 the same command goes on. `--collect` makes the JSON, the figures and the tables of docs/redundancy.md of what is there.
 """
@@ -104,6 +105,7 @@ def work(setup: Setup, cell: Cell) -> dict[str, Any]:
     seen = study(setup, name)
     makers: dict[str, Callable[[Study], dict[str, Any]]] = {
         "heads": heads_cell, "layers": layers_cell, "send": send_cell, "cuts": cuts_cell,
+        "idle": idle_cell,
     }  # fmt: skip
     return makers[what](seen) | {"windows": facts_of(seen)}
 
@@ -192,6 +194,12 @@ def send_cell(seen: Study) -> dict[str, Any]:
     """The probe `send`."""
     found = lens.find("send").run(seen, str).to_json()
     return {"answer": found["answer"], "facts": found["facts"], "ranked": found["tables"][0]}
+
+
+def idle_cell(seen: Study) -> dict[str, Any]:
+    """The probe `sparsity`: how much of the feed-forward parts is used at all; idle ones cannot be missed."""
+    found = lens.find("sparsity").run(seen, str).to_json()
+    return {"answer": found["answer"], "networks": found["tables"][0]}
 
 
 def cuts_cell(seen: Study) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def dots(
     limits: tuple[float, float] | None = None,
 ) -> str:
     """Growth by row and model: means with intervals over sets, rows of controls on grey, on a log scale."""
-    figure = Figure(figsize=(7.6, 1.1 + 0.13 * len(rows) * (len(series) + 1.2)), layout="constrained")
+    figure = Figure(figsize=(7.6, 1.0 + 0.1 * len(rows) * (len(series) + 1)), layout="constrained")
     axes = figure.add_subplot()
     _bare(axes)
     axes.set_xscale("log")

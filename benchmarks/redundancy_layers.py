@@ -106,7 +106,18 @@ def feedforward_summary(sets: Mapping[str, Any]) -> dict[str, Any]:
         "all feed-forward parts off": grown([number(cell["no feed-forward"]["growth"]) for cell in found.values()]),
         "all off by set": {name: cell["no feed-forward"] for name, cell in found.items()},
         "all of a stack off": {stack: grown(values) for stack, values in stacks.items()},
+        "idle channels": idle_channels(cells_of(sets, "idle")),
     }
+
+
+def idle_channels(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """Share of all feed-forward channels that the probe `sparsity` calls idle, over sets."""
+    shares = []
+    for cell in cells.values():
+        where = cell["networks"]["head"].index("channels"), cell["networks"]["head"].index("idle")
+        channels, idle = (sum(row[at] for row in cell["networks"]["rows"]) for at in where)
+        shares.append(idle / channels)
+    return over_sets(shares)
 
 
 def cuts_summary(sets: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tsprune.report.canvas import BLUE, GREY, ORANGE
 from tsprune.stages import write_text
 
 LIMIT = 1.01
-CELLS = ("heads", "layers", "send", "cuts")
+CELLS = ("heads", "layers", "send", "cuts", "idle")
 KINDS = {"chronos2": "encoder", "moirai": "encoder", "chronos_bolt": "encoder-decoder"}
 """Of what kind a family is; the others are decoder-only."""
 EITHER, TWO = "stable rank, either direction", "random, the better of two"
@@ -34,6 +34,7 @@ CHOSEN_ROWS = (
     "stable rank, direction by first windows", "attention stable rank, direction by first windows",
     "the better of two random draws on first windows",
 )  # fmt: skip
+CUT_DRAWN = tuple(name for name in (*CUT_ROWS, *CHOSEN_ROWS) if not name.startswith("attention effective"))
 FORWARD_ROWS = (
     "one feed-forward part off", "one attention off", "two feed-forward parts at random", "two attentions at random",
     "the most needed feed-forward part", "all feed-forward parts off",
@@ -65,7 +66,7 @@ def write_all(models: Mapping[str, Any], machine: str, out: Path, docs: Path) ->
     models = short(models)  # First of all, so that the JSON gives the same page again.
     found = summed(models)
     if not found:
-        raise TspruneError("no model has all four kinds of cells yet; run benchmarks/redundancy.py FOLDER first")
+        raise TspruneError("no model has all kinds of cells yet; run benchmarks/redundancy.py FOLDER first")
     overall = {what: over_models(found, what) for what in ("orders", "cuts", "send")}
     content = {
         "question": "What do pretrained forecasters not use?",
@@ -170,7 +171,7 @@ def drawn(found: Mapping[str, Any]) -> dict[str, str]:
         ),
         "layers": figures.by_depth(stacks, "layers"),
         "cuts": figures.dots(
-            [*CUT_ROWS, *CHOSEN_ROWS], column("cuts", [*CUT_ROWS, *CHOSEN_ROWS], cut),
+            CUT_DRAWN, column("cuts", CUT_DRAWN, cut),
             "growth of the loss, 30 % of the middle layers' heads off", "cuts",
             controls=("random", CHOSEN_ROWS[-1]), limits=(0.9, 1.8),
         ),
@@ -354,12 +355,13 @@ def _cuts(found: Mapping[str, Any], overall: Mapping[str, Any]) -> list[str]:
 
 
 def _feedforward(models: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    lines = row("model", "kind", *FORWARD_ROWS, "by stack, all off", "one feed-forward part over one attention",
-                head=True)  # fmt: skip
+    lines = row("model", "kind", *FORWARD_ROWS, "one feed-forward part over one attention", "idle channels", head=True)
+    by_stack = []
     for label, one in found.items():
         facts = one["feed-forward"]
-        stacks = ", ".join(f"{name.partition('.')[0]} {change(v)}" for name, v in facts["all of a stack off"].items())
+        stacks = [f"{name.partition('.')[0]} {change(value)}" for name, value in facts["all of a stack off"].items()]
+        by_stack += [f"All of one stack off in `{label}`: {', '.join(stacks)}."] if len(stacks) > 1 else []
         lines += row(f"`{label}`", KINDS.get(models[label]["family"], "decoder-only"),
-                     *(change(facts[name]) for name in FORWARD_ROWS), stacks if len(one["layers"]) > 1 else "–",
-                     change(facts["feed-forward over attention"]))  # fmt: skip
-    return lines
+                     *(change(facts[name]) for name in FORWARD_ROWS), change(facts["feed-forward over attention"]),
+                     f"{100 * facts['idle channels']['mean']:.0f} %")  # fmt: skip
+    return [*lines, "", *by_stack]

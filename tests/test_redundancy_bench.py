@@ -120,6 +120,14 @@ def test_the_middle_pair_is_ranked_among_all_pairs() -> None:
     assert found["pair"]["random"]["mean"] == pytest.approx(math.prod(growth.values()) ** (1 / 6))
 
 
+def test_idle_channels_count_over_all_networks() -> None:
+    table = {
+        "head": ["network", "activity", "channels", "mean", "idle"],
+        "rows": [["a", "", 30, 0.1, 3], ["b", "", 10, 0.1, 9]],
+    }
+    assert layers.idle_channels({"one": {"networks": table}})["mean"] == pytest.approx(12 / 40)
+
+
 def test_models_are_averaged_within_the_sets_that_all_have() -> None:
     one = {"send": {"SEND": {"by set": {"a": 0.5, "b": 0.1, "c": -1.0}}, "first": {"by set": {"a": 0.0}}}}
     two = {"send": {"SEND": {"by set": {"b": 0.3, "a": 0.1}}}}
@@ -133,7 +141,7 @@ def test_models_are_averaged_within_the_sets_that_all_have() -> None:
 def test_what_is_missing_is_said_by_model() -> None:
     full = dict.fromkeys(pages.CELLS)
     models = {"one": {"sets": {"a": full, "b": {"heads": None}}}, "two": {"sets": {"b": full}}, "three": {"sets": {}}}
-    assert pages.missing(models) == ["one on b (layers, send, cuts)", "two on a", "three on a, b"]
+    assert pages.missing(models) == ["one on b (layers, send, cuts, idle)", "two on a", "three on a, b"]
 
 
 def test_short_names_of_places() -> None:
@@ -152,7 +160,7 @@ def cells() -> dict[str, dict[str, Any]]:
     first, later = halves(tiny_batch(16))
     seen = study_of(model, [first], [later], blocks=Blocks(np.arange(8), 8, 1, "origins"))
     makers = {"heads": redundancy.heads_cell, "layers": redundancy.layers_cell, "send": redundancy.send_cell,
-              "cuts": redundancy.cuts_cell}  # fmt: skip
+              "cuts": redundancy.cuts_cell, "idle": redundancy.idle_cell}  # fmt: skip
     return {name: make(seen) | {"windows": redundancy.facts_of(seen)} for name, make in makers.items()}
 
 
