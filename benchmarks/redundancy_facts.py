@@ -153,15 +153,15 @@ def orders_summary(sets: Mapping[str, Any]) -> dict[str, Any]:
     random orders. `a random order` is each random order against the others.
     """
     logs: dict[str, dict[str, list[float]]] = {}
-    signs: dict[str, list[bool]] = {}
+    areas: dict[str, list[dict[str, float]]] = {}
     for name, cell in cells_of(sets, "heads").items():
         for attention, curves in cell["facts"]["growth"].items():
             if len(curves[LOW]) < 3:  # A single head is in one order.
                 continue
-            areas = {order: area(curve) for order, curve in curves.items()}
-            for order, value in _against_random(areas).items():
+            found = {order: area(curve) for order, curve in curves.items()}
+            for order, value in _against_random(found).items():
                 logs.setdefault(order, {}).setdefault(name, []).append(value)
-            signs.setdefault(attention, []).append(areas[LOW] < areas[HIGH])
+            areas.setdefault(attention, []).append(found)
     rows = {}
     for order, by_set in logs.items():
         every = [value for values in by_set.values() for value in values]
@@ -171,14 +171,23 @@ def orders_summary(sets: Mapping[str, Any]) -> dict[str, Any]:
             "of": len(every),
             "by set": {name: math.exp(mean(values)) for name, values in by_set.items()},
         }
-    steady_signs = [all(found) or not any(found) for found in signs.values()]
-    count = max(map(len, signs.values()), default=0)
     directions = {
-        "attentions": len(signs), "same direction on all sets": sum(steady_signs),
-        "expected by chance": len(signs) * 2 * 0.5**count, "low first": sum(sum(found) for found in signs.values()),
-        "of": sum(map(len, signs.values())),
-    }  # fmt: skip
+        "attentions": len(areas),
+        "low first": sum(one[LOW] < one[HIGH] for by_set in areas.values() for one in by_set),
+        "of": sum(map(len, areas.values())),
+        "same direction on all sets": _lasting(areas, LOW, HIGH),
+        "same for two random orders": mean([_lasting(areas, *pair) for pair in combinations(RANDOM, 2)]),
+    }
     return {"orders": rows, "directions": directions}
+
+
+def _lasting(areas: Mapping[str, Sequence[Mapping[str, float]]], first: str, second: str) -> int:
+    """In how many attentions the same one of two orders is better on every set.
+
+    Any two orders may agree so, since the same heads matter on all sets.
+    """
+    signs = [[one[first] < one[second] for one in by_set] for by_set in areas.values()]
+    return sum(all(found) or not any(found) for found in signs)
 
 
 def _against_random(areas: Mapping[str, float]) -> dict[str, float]:

@@ -197,10 +197,11 @@ def change(spread: Mapping[str, Any] | None) -> str:
     """Growth as a change with its interval."""
     if spread is None:
         return "–"
-    middle = spread["mean"] if "mean" in spread else spread["growth"]
-    text = f"{100 * (middle - 1):+.1f} %"
-    ends = [spread["low"], spread["high"]]
-    return text if None in ends else f"{text} ({100 * (ends[0] - 1):+.1f} to {100 * (ends[1] - 1):+.1f})"
+    # Adding 0 turns -0.0 into 0.0.
+    middle, *ends = (
+        None if spread[key] is None else round(100 * (spread[key] - 1), 1) + 0.0 for key in ("mean", "low", "high")
+    )
+    return f"{middle:+.1f} %" if None in ends else f"{middle:+.1f} % ({ends[0]:+.1f} to {ends[1]:+.1f})"
 
 
 def total(values: Sequence[float]) -> str:
@@ -291,11 +292,11 @@ def _orders(found: Mapping[str, Any], overall: Mapping[str, Any]) -> list[str]:
         wins = f"{better} of {of}" if name not in (EITHER, TWO) else "by construction"
         lines += row(name, *cells, change(overall.get(name)), wins)
     lines += ["", *row("model", "attentions", "low first better than high first", "same direction on all sets",
-                       "by chance", head=True)]  # fmt: skip
+                       "same for two random orders", head=True)]  # fmt: skip
     for label, one in found.items():
         facts = one["orders"]["directions"]
         lines += row(f"`{label}`", facts["attentions"], f"{facts['low first']} of {facts['of']}",
-                     facts["same direction on all sets"], f"{facts['expected by chance']:.1f}")  # fmt: skip
+                     facts["same direction on all sets"], f"{facts['same for two random orders']:.1f}")  # fmt: skip
     return lines
 
 
@@ -332,6 +333,22 @@ def _layers(found: Mapping[str, Any]) -> list[str]:
                 ranks = " ".join(map(str, pair["rank"].values())) + f" of {pair['of']}" if pair else "–"
                 where = f"`{label}`" if len(one["layers"]) == 1 else f"`{label}`, {stack.partition('.')[0]}"
                 lines += row(where, part, change(entry["middle over others"]), less, *both, ranks)
+    return [*lines, "", *_layer_totals(found)]
+
+
+def _layer_totals(found: Mapping[str, Any]) -> list[str]:
+    """Over all stacks and sets, and what chance gives."""
+    lines = []
+    for part in ("attention", "feed-forward", "both"):
+        entries = [parts[part] for one in found.values() for parts in one["layers"].values() if "middle" in parts[part]]
+        less, of = (sum(entry[key] for entry in entries) for key in ("sets where the middle matters less", "sets"))
+        ranks = [rank for entry in entries for rank in entry["pair"]["rank"].values()] if entries[0].get("pair") else []
+        text = f"- {part} off: one middle layer is missed less than one of the others in {less} of {of} cases"
+        if ranks:
+            pairs = entries[0]["pair"]["of"]
+            first = ranks.count(1)
+            text += f"; the middle pair is the least missed of {pairs} pairs in {first} (by chance {of / pairs:.1f})"
+        lines.append(f"{text}.")
     return lines
 
 
@@ -343,14 +360,18 @@ def _cuts(found: Mapping[str, Any], overall: Mapping[str, Any]) -> list[str]:
         pool, share = key.split()
         parts = {label: one["cuts"].get(pool, {}).get(share) for label, one in found.items()}
         heads = [f"`{label}` ({part['gone']} of {part['heads']})" for label, part in parts.items() if part]
-        lines += ["", f"**{title}**", "", *row("order", *heads, "all models, over random", head=True)]
+        lines += ["", f"**{title}**", "", *row("order", *heads, "all models, over random", "better than random in",
+                                                head=True)]  # fmt: skip
         names = [*CUT_ROWS, *(CHOSEN_ROWS if key == "middle 0.3" else ())]
         for name in names:
             cells = [change(part["growth"].get(name)) for part in parts.values() if part]
-            lines += row(name, *cells, change(overall.get(f"{key}: {name}")) if name != "random" else "0")
+            wins = sum(part["better than random"].get(name, 0) for part in parts.values() if part)
+            of = sum(len(part["over random by set"].get(name, ())) for part in parts.values() if part)
+            over = [change(overall.get(f"{key}: {name}")), f"{wins} of {of}"] if name != "random" else ["0", "–"]
+            lines += row(name, *cells, *over)
         range_of = [f"{change(grown([p['lowest draw']]))} to {change(grown([p['highest draw']]))}"
                     for p in parts.values() if p]  # fmt: skip
-        lines += row("random, range of all draws", *range_of, "")
+        lines += row("random, range of all draws", *range_of, "", "")
     return lines[1:]
 
 

@@ -103,7 +103,10 @@ def test_orders_are_compared_with_random_ones_attention_by_attention() -> None:
     expected = math.exp(np.log(np.array(pairs) / 10).mean())
     assert rows["random, the better of two"]["ratio"]["mean"] == pytest.approx(expected)
     assert found["directions"]["same direction on all sets"] == 2
-    assert found["directions"]["expected by chance"] == 1
+    assert found["directions"]["same for two random orders"] == 2
+    turned = {"heads": {"facts": {"growth": {"a": curves(1.8, 1.2), "b": curves(1.9, 1.6)}}}}
+    found = facts.orders_summary({"one": cells, "two": turned})
+    assert found["directions"]["same direction on all sets"] == 1 and found["directions"]["low first"] == 1
 
 
 def test_the_middle_pair_is_ranked_among_all_pairs() -> None:
