@@ -300,6 +300,7 @@ def collected(setups: Mapping[str, Setup], work_folder: Path) -> dict[str, Any]:
             "parameters": model.parameter_count(),
             "log_loss": model.log_loss,
             "context": setup.context,
+            "settings": {key: value for key, value in setup.identity().items() if key != "versions"},
             "scored_steps": min(setup.horizon, model.native_horizon),
             "sets": {name: sets[name] for name in NAMES if name in sets},
         }
