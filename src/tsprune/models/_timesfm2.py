@@ -167,7 +167,9 @@ class TimesFM2(PatchDecoder):
         """Sinusoids `[R, N, D]`, counted from the first patch that is not padding."""
         tokens = seen.shape[1]
         first = torch.where(seen.any(-1), seen.int().argmax(-1), -1)[:, None]
-        places = (torch.arange(tokens, device=seen.device) - first) % tokens
+        places = torch.arange(tokens, device=seen.device) - first
+        # The remainder by a number that a graph does not know; places lie between minus it and it.
+        places = torch.where(places < 0, places + tokens, torch.where(places < tokens, places, 0))
         angles = places[..., None].float() * self._rates().to(seen.device)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 

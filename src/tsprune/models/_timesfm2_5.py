@@ -162,7 +162,8 @@ def running_moments(patches: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
 
 def _upright(entries: Tensor) -> Tensor:
     """Average rows `[2 R, 1 + Q, H]`, the second half upside down, where an upper quantile is a lower one."""
-    plain, flipped = entries.chunk(2)
+    rows = entries.shape[0] // 2
+    plain, flipped = entries[:rows], entries[rows:]
     turned = torch.cat([flipped[:, :1], flipped[:, 1:].flip(1)], dim=1)
     return (plain - turned) / 2
 
