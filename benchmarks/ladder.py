@@ -4,7 +4,8 @@
 
 At the Chronos-Bolt-small shape with random weights: whole, built with half and with a quarter of the heads and of the
 feed-forward width (patch embeddings included, so that operations are halved), and the whole one cut to half of its
-heads and channels by a plan, which leaves the patch embeddings. The bundled models, whole and cut to half by a plan.
+heads and channels by a plan, which leaves the patch embeddings. The bundled models and those of `--models`, whole and
+cut to half of their heads, channels and experts by a plan.
 Batches of 1 and 16, one thread, all models and runtimes in turn. Marks for half, by processor time: eager at most 0.60
 of the whole model at a batch of 1 and 0.54 at 16; ONNX Runtime at most 0.52; 80 and 95 % of the operations that were
 saved must show in the time of eager torch.
@@ -44,21 +45,21 @@ LEAST_EFFICIENCY = {1: 0.80, 16: 0.95}
 
 
 def kept(model: Forecaster) -> dict[str, list[int]]:
-    """The first half of every group of heads and of feed-forward channels."""
+    """The first half of every group of heads, of feed-forward channels and of experts."""
     groups = model.unit_groups()
     shared = {group.path for group in groups.values() if group.kind == "kv_group"}
     return {
         name: list(range(max(1, group.floor, group.units // 2)))
         for name, group in groups.items()
-        if group.kind in ("kv_group", "ffn_channel") or (group.kind == "head" and group.path not in shared)
+        if group.kind in ("kv_group", "ffn_channel", "expert") or (group.kind == "head" and group.path not in shared)
     }
 
 
-def models_of(case: str, folder: Path) -> list[str]:
+def models_of(source: str, folder: Path) -> list[str]:
     """Checkpoints of the whole model and of the smaller ones, in folders of their names."""
-    model: Forecaster = bolt_small() if case == "bolt_small" else load(case)
+    model: Forecaster = bolt_small() if source == "bolt_small" else load(source)
     found = {"dense": model}
-    if case == "bolt_small":
+    if source == "bolt_small":
         found |= {name: bolt_small(heads, hidden) for name, (heads, hidden) in SMALLER.items()}
         for one in found.values():
             one.config["architectures"] = ["ChronosBoltModelForForecasting"]
@@ -66,11 +67,11 @@ def models_of(case: str, folder: Path) -> list[str]:
     return [str(save(one, folder / name)) for name, one in found.items()]
 
 
-def measured(case: str, repeats: int, runtimes: list[str]) -> dict[str, Any]:
+def measured(source: str, repeats: int, runtimes: list[str]) -> dict[str, Any]:
     """The ladder of one case."""
     with tempfile.TemporaryDirectory() as folder:
         settings = LatencySettings(
-            models=tuple(models_of(case, Path(folder))),
+            models=tuple(models_of(source, Path(folder))),
             batches=BATCHES,
             threads=("1",),
             runtimes=tuple(runtimes),
@@ -116,16 +117,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--runtimes", nargs="+", default=["eager", "compile", "onnx", "onnx_int8"])
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=CASES)
+    parser.add_argument("--models", nargs="*", default=[], metavar="NAME=DIR", help="further models, by checkpoint")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "ladder.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
     earlier = read_json(given.out)["cases"] if given.out.exists() and not given.fresh else {}
     cases: dict[str, Any] = dict(earlier)
-    for case in given.cases:
+    sources = {case: case for case in given.cases} | dict(one.split("=", 1) for one in given.models)
+    for case, source in sources.items():
         if not is_done(earlier.get(case, {}), given.repeats, given.runtimes):
-            cases[case] = measured(case, given.repeats, given.runtimes)
+            cases[case] = measured(source, given.repeats, given.runtimes)
             write_json(given.out, report(cases))
     content = report(cases)
     write_json(given.out, content)

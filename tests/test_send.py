@@ -52,11 +52,14 @@ def explicit_masks(attentions: Mapping[str, Attention]) -> Iterator[dict[str, Te
 
     for path, attention in attentions.items():
         attention._attend = plain(path, attention)  # type: ignore[method-assign]
+        # Somebody who looks: a single query goes the long way, too.
+        attention.watch = lambda *_: None
     try:
         yield masks
     finally:
         for attention in attentions.values():
             del attention._attend
+            attention.watch = None
 
 
 def slow_effects(model: Forecaster, batch: Batch) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tsprune.blocks.attention import Attention
 from tsprune.blocks.experts import MixtureOfExperts
+from tsprune.blocks.onequery import alone, fits
 from tsprune.errors import TspruneError
 from tsprune.evaluation.cost import flops
 from tsprune.evaluation.costtable import CostTable
@@ -108,7 +109,7 @@ class Flops:
     """
 
     def __init__(self, model: Forecaster, context: int, horizon: int, batch: int = 1) -> None:
-        self.tokens, counted, total = _run(model, context, horizon, batch)
+        self.tokens, self.single, counted, total = _run(model, context, horizon, batch)
         self.pairs: dict[str, float] = {}
         for path, block in model.named_modules():
             if isinstance(block, Attention) and (width := _product_width(block)):
@@ -118,8 +119,8 @@ class Flops:
                 # What an attention does beyond its maps: two products, over all pairs of query and key.
                 self.pairs[path] = (counted.get(path, 0) - inside) / (2 * width)
         self.experts = _experts(model)
-        self.rest = 0.0
-        self.rest = total - self(model)
+        # That run is watched, so that every token has its key and its value.
+        self.rest = total - sum(self._of_modules(model, single=False).values())
 
     def __call__(self, model: Forecaster) -> float:
         """Operations of the forecast; the model may be on the meta device."""
@@ -127,6 +128,10 @@ class Flops:
 
     def of_modules(self, model: Forecaster) -> dict[str, float]:
         """Operations of every linear map and of every attention's products, by path."""
+        return self._of_modules(model, single=True)
+
+    def _of_modules(self, model: Forecaster, single: bool) -> dict[str, float]:
+        """The same, with or without single queries that go through the maps in place of what they ask."""
         found = {}
         shares = _experts(model)
         for path, module in model.named_modules():
@@ -138,6 +143,12 @@ class Flops:
                 found[path] = 2.0 * tokens * module.weight.numel()
             elif isinstance(module, Attention):
                 found[path] = 2.0 * self.pairs.get(path, 0.0) * _product_width(module)
+        for path in self.single if single else ():
+            block = model.get_submodule(path) if f"{path}.k" in found else None
+            if isinstance(block, Attention) and fits(block):
+                asked = float(self.tokens[f"{path}.q"])
+                found |= {f"{path}.{name}": 2.0 * asked * getattr(block, name).weight.numel() for name in "kv"}
+                found[path] = 4.0 * self.pairs[path] * block.heads * block.k.in_features
         return found
 
     def _home(self, path: str) -> str | None:
@@ -167,18 +178,24 @@ def _experts(model: nn.Module) -> dict[str, int]:
     return {path: len(m.experts) for path, m in model.named_modules() if isinstance(m, MixtureOfExperts)}
 
 
-def _run(model: Forecaster, context: int, horizon: int, batch: int) -> tuple[dict[str, int], dict[str, int], int]:
-    """One forecast: tokens through every linear map, operations of every attention, operations in all."""
+def _run(
+    model: Forecaster, context: int, horizon: int, batch: int
+) -> tuple[dict[str, int], set[str], dict[str, int], int]:
+    """One forecast: tokens through every linear map, attentions with single queries only, their operations, all."""
     tokens: dict[str, int] = {}
     counted: dict[str, int] = {}
+    several: set[str] = set()
     counter = FlopCounterMode(display=False)
 
     def count(path: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
         tokens[path] = tokens.get(path, 0) + prod(given[0].shape[:-1])
 
     # The counter has names of its own for modules, which depend on how the model calls them.
-    def begin(path: str, *_: Any) -> None:
+    def begin(path: str, block: Attention, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         counted[path] = counted.get(path, 0) - counter.get_total_flops()
+        turned = named.get("rotary") is not None or named.get("key_rotary") is not None
+        if not alone(given[0], named.get("memory"), cached=named.get("cache") is not None, turned=turned):
+            several.add(path)
 
     def end(path: str, *_: Any) -> None:
         counted[path] += counter.get_total_flops()
@@ -188,7 +205,7 @@ def _run(model: Forecaster, context: int, horizon: int, batch: int) -> tuple[dic
         if isinstance(module, nn.Linear):
             handles.append(module.register_forward_pre_hook(partial(count, path)))
         elif isinstance(module, Attention):
-            handles.append(module.register_forward_pre_hook(partial(begin, path)))
+            handles.append(module.register_forward_pre_hook(partial(begin, path), with_kwargs=True))
             handles.append(module.register_forward_hook(partial(end, path)))
     try:
         with counter:
@@ -196,7 +213,7 @@ def _run(model: Forecaster, context: int, horizon: int, batch: int) -> tuple[dic
     finally:
         for handle in handles:
             handle.remove()
-    return tokens, counted, total
+    return tokens, counted.keys() - several, counted, total
 
 
 class PredictedLatency:

@@ -14,6 +14,7 @@ from tsprune.blocks.headshape import HeadShape
 from tsprune.blocks.keycache import KeyCache
 from tsprune.blocks.linear import ChannelLinear
 from tsprune.blocks.norms import QueryScale
+from tsprune.blocks.onequery import alone, fits, one_query
 from tsprune.blocks.positions import rotate
 from tsprune.blocks.tracing import tracing
 from tsprune.blocks.units import Block, Part, UnitGroup
@@ -147,6 +148,10 @@ class Attention(Block):
         query = self._placed(self._queries(x), rotary, self.q_norm, self.shape.kv_of_head)
         if self.query_scale is not None:
             query = self.query_scale(query, self.shape.turned(self._full_pairs, self.shape.kv_of_head))
+        turned = rotary is not None or key_rotary is not None
+        if memory is not None and alone(x, memory, cached=cache is not None, turned=turned) and fits(self):
+            one = one_query(self, query, memory, self._full_mask(mask, buckets, query))
+            return self._join(one.transpose(1, 2).flatten(2))
         if cache is None or memory is None or cache.key is None or cache.value is None:
             source, turn = (x if memory is None else memory), (rotary if key_rotary is None else key_rotary)
             key = self._placed(self._keys(source), turn, self.k_norm, range(self.shape.kv_heads))
