@@ -41,8 +41,8 @@ class Onnx(Export):
         fetch = "from huggingface_hub import snapshot_download\n" if "/" in name else ""
         rows, levels, horizon = about["output"]["shape"]
         asked = ", ".join(f"{level:g}" for level in about["levels"])
-        return f"""onnxruntime runs it without torch and without tsprune. Raw series go in, NaN where a value is missing;
-{levels} quantiles ({asked}) of {horizon} steps come out.
+        return f"""onnxruntime runs it without torch and without tsprune. Raw series go in, NaN where a value
+is missing; {levels} quantiles ({asked}) of {horizon} steps come out.
 The newest {about["context_limit"]} steps of context are used, and {about["input"]["rows"]}.
 `model.json` says the same to programs.
 

@@ -16,6 +16,7 @@ from tsprune.exports._calibration import as_rows, mean_inputs
 from tsprune.exports._errors import Forecasts, forecast_errors, forecasts
 from tsprune.exports._export import Export, Request
 from tsprune.exports._files import sizes_of
+from tsprune.exports._markdown import loading
 from tsprune.exports._rounding import CORRECTIONS, Width, chosen, rounded, shift
 from tsprune.models._forecaster import Forecaster
 from tsprune.models._loading import load, save
