@@ -52,13 +52,13 @@ def pruned() -> tuple[Forecaster, tsprune.Plan]:
     return model, plan
 
 
-def run_of(model: Forecaster, folder: Path, plan: tsprune.Plan | None, **protocol: Any) -> Path:
+def run_of(kept: Forecaster, folder: Path, plan: tsprune.Plan | None, **protocol: Any) -> Path:
     """A run directory with that model as the one that was chosen; its `model/`."""
     told = copy.deepcopy(results())
     chosen = next(c for c in told["candidates"] if c["name"] == told["chosen"])
-    chosen["parameters"] = model.parameter_count()
+    chosen["parameters"] = kept.parameter_count()
     told["protocol"] |= protocol
-    source = tsprune.save(model, folder / "model", plan)
+    source = tsprune.save(kept, folder / "model", plan)
     (folder / "results.json").write_text(json.dumps(told), encoding="utf-8")
     return source
 
@@ -104,7 +104,7 @@ def test_a_run_is_told_whole(form: str, tmp_path: Path) -> None:
     }
     assert wanted[form] in text
     # Neither series nor columns nor paths.
-    assert not any(word in text for word in ("M-104", "load_kw", "meter", str(tmp_path)))
+    assert not any(word in text for word in ("M-104", "M-017", "load_kw", str(tmp_path)))
 
 
 def test_without_results_the_card_says_what_is_unknown(tmp_path: Path) -> None:
@@ -124,6 +124,26 @@ def test_results_of_another_model_are_not_believed(tmp_path: Path) -> None:
     assert "the results beside the model are not its own: they are of a model with" in card(source)
     source = run_of(model, tmp_path / "other", plan, horizon=24)
     assert "they are of a model for horizon 24, this one says 48" in card(source)
+
+
+def test_results_of_another_model_do_not_give_it_a_licence(tmp_path: Path) -> None:
+    model = tiny.tiny_model("chronos_bolt")
+    model.config["tsprune_task"] = {"horizon": 48}
+    source = run_of(model, tmp_path / "run", None, model="mini")
+    assert ModelCard(card(source)).data.license == "apache-2.0"
+    path = tmp_path / "run" / "results.json"
+    path.write_text(path.read_text().replace(f'"parameters": {model.parameter_count()}', '"parameters": 7'))
+    assert ModelCard(card(source)).data.license == "unknown"
+
+
+def test_what_was_trained_from_scratch_owes_nothing(tmp_path: Path) -> None:
+    model = tiny.tiny_model("chronos_bolt")
+    model.config["tsprune_task"] = {"horizon": 48}
+    source = run_of(model, tmp_path / "run", None, model="mini")
+    path = tmp_path / "run" / "results.json"
+    path.write_text(path.read_text().replace("prune_then_finetune", "patchtst_scratch"))
+    text = card(source)
+    assert "trained from scratch" in text and ModelCard(text).data.license == "unknown"
 
 
 def test_the_data_can_have_another_name(tmp_path: Path) -> None:

@@ -83,17 +83,19 @@ def lineage(model: Forecaster, source: str) -> tuple[Ancestor, ...]:
         known = None if local else listed.get(source) or listed.get(source.split("@")[0])
         cached = not local and source not in BUNDLED and _cached(source, CONFIG) is not None
         found.append(Ancestor(source, directory if local else None, known, cached))
-        source = _before(found[-1])
+        source = _before(found[-1], model if len(found) == 1 else None)
     return tuple(found)
 
 
-def _before(one: Ancestor) -> str:
-    """What a model came from, as recorded; "" where nothing is."""
-    run = None if one.directory is None else run_facts(str(one.directory))
-    if run is not None:
-        return run.base
+def _before(one: Ancestor, model: Forecaster | None) -> str:
+    """What a model came from, as recorded; "" where nothing is, or what lies beside it is told of another model."""
     plan = one.file(PLAN)
-    return "" if plan is None else Plan.read(plan).base_model
+    if plan is not None and (named := Plan.read(plan).base_model):
+        return named
+    run = None if one.directory is None else run_facts(str(one.directory))
+    if run is None or (model is not None and run.other_than(model)):
+        return ""
+    return run.base
 
 
 def _cached(source: str, name: str) -> Path | None:
