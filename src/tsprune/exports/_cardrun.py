@@ -48,7 +48,7 @@ def data_section(run: RunFacts | None, name: str, unknown: str) -> str:
     if run is None:
         return f"Unknown: {unknown}."
     facts = run.protocol
-    split = facts.get("split") if isinstance(facts.get("split"), Mapping) else {}
+    split: Mapping[str, Any] = facts.get("split") or {}
     ends = [
         f"{part} before {split[f'{part}_end']}" for part in ("train", "validation", "test") if f"{part}_end" in split
     ]
