@@ -81,7 +81,8 @@ def test_a_run_is_told_whole(form: str, tmp_path: Path) -> None:
     parsed = hub_data(text)
     matter = front_matter(text)
     assert parsed.to_dict() == matter == yaml.safe_load(text.split("---\n")[1])
-    assert ModelCardData(**matter).to_dict() == matter
+    again: Any = ModelCardData(**matter)
+    assert again.to_dict() == matter
     assert parsed.license == "apache-2.0"
     assert parsed.base_model == "amazon/chronos-bolt-tiny"
     assert parsed.library_name == "tsprune"

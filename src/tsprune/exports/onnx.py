@@ -42,7 +42,7 @@ class Onnx(Export):
         rows, levels, horizon = about["output"]["shape"]
         asked = ", ".join(f"{level:g}" for level in about["levels"])
         return f"""onnxruntime runs it without torch and without tsprune. Raw series go in, NaN where a value
-is missing; {levels} quantiles ({asked}) of {horizon} steps come out.
+is missing; quantiles of {horizon} steps come out, at the levels {asked}.
 The newest {about["context_limit"]} steps of context are used, and {about["input"]["rows"]}.
 `model.json` says the same to programs.
 
