@@ -68,7 +68,7 @@ def test_an_export_is_whole_and_replaces_an_earlier_one(
         assert code == 0
         assert (out / "words.txt").read_text() == horizon
         assert f"facts: {out / 'export.json'}" in said
-    assert contents(out) == ["export.json", "words.txt"]
+    assert contents(out) == ["README.md", "export.json", "words.txt"]
     assert contents(out.parent) == ["out"]
     assert json.loads((out / "export.json").read_text())["format"] == "onnx"
 

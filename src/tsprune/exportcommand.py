@@ -16,6 +16,7 @@ from tsprune.settings import TaskSettings, option
 
 if TYPE_CHECKING:
     from tsprune.data.batch import Batch
+    from tsprune.exports._card import About
     from tsprune.models._forecaster import Forecaster
 
 PACKAGE = "tsprune.exports"
@@ -34,6 +35,12 @@ class ExportSettings:
     )
     bits: tuple[int, ...] = option((), "Bits of a weight, such as 8 or 8,6,5,4,3 (forms that store fewer).")
     base: str = option("", "Directory of the uncut model that a pruned one came from (forms that go back to it).")
+    push: str = option("", "Upload the export to the Hugging Face hub, as OWNER/NAME; the repository is private.")
+    public: bool = option(False, "Make the repository of --push public.")
+    license: str = option("", "Licence of the model, such as apache-2.0, where that of the base is not known.")
+    data_name: str = option(
+        "", "What the model card calls the data the model was tuned on, instead of the file's name."
+    )
 
     def __post_init__(self) -> None:
         """Refuse unknown forms and numbers that mean nothing."""
@@ -42,6 +49,12 @@ class ExportSettings:
             raise TspruneError(f"--windows {self.windows} must be at least 1")
         if wrong := [bits for bits in self.bits if bits < 1]:
             raise TspruneError(f"--bits {wrong[0]} must be at least 1")
+        if self.push:
+            from tsprune.publishing import check_repository
+
+            check_repository(self.push)
+        elif self.public:
+            raise TspruneError("--public: without effect without --push OWNER/NAME; leave it out or give that")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -52,9 +65,11 @@ class ExportSettings:
 
 def run_export(chosen: Chosen, quiet: bool) -> None:
     """Write a model in another form, such as one ONNX file that forecasts without tsprune, and check it."""
-    from tsprune.exporting import FACTS, check_export_place, export, form_of
+    from tsprune.exporting import CARD, FACTS, check_export_place, export, form_of
+    from tsprune.exports._card import about_model
     from tsprune.models import load
     from tsprune.preparing import set_threads
+    from tsprune.publishing import push
 
     settings, task, progress = chosen.make(ExportSettings), chosen.make(TaskSettings), Progress(quiet)
     if task.device != "cpu":
@@ -64,6 +79,9 @@ def run_export(chosen: Chosen, quiet: bool) -> None:
     model = load(task.model)
     if reason := form_of(settings.format).refusal(model):
         raise TspruneError(f"--format {settings.format}: {reason}")
+    about = about_model(model, task.model, licence=settings.license, base=settings.base, data_name=settings.data_name)
+    if settings.push:
+        _may_be_pushed(about, settings.push)
     horizon, batches, notes = _windows(task, chosen.make(ReadOptions), model, settings.windows)
     for note in (*model.notes, *notes):
         progress.say(f"note: {note}")
@@ -76,6 +94,8 @@ def run_export(chosen: Chosen, quiet: bool) -> None:
         horizon=horizon,
         progress=progress,
         options=settings.options,
+        about=about,
+        name=settings.push,
     )
     for note in facts.get("notes", ()):
         progress.say(f"note: {note}")
@@ -84,6 +104,21 @@ def run_export(chosen: Chosen, quiet: bool) -> None:
     for name, size in facts["files"].items():
         print(f"{out / name}: {size:,} bytes")
     print(f"facts: {out / FACTS}")
+    print(f"model card: {out / CARD}")
+    if about.named_data:
+        progress.say(f"note: the model card names the data {about.named_data!r}: check that you may publish the name")
+    if settings.push:
+        print(f"uploaded: {push(out, settings.push, public=settings.public, say=progress.say)}")
+
+
+def _may_be_pushed(about: About, repository: str) -> None:
+    """Refuse to publish weights of which nobody knows what may be done with them."""
+    if not about.licence.known:
+        vain = f" ({about.licence.told_by})" if about.licence.told_by else ""
+        raise TspruneError(
+            f"--push {repository}: the licence of the weights of {about.ancestors[-1].name} is not known{vain}; find "
+            "out what their publisher allows and name it with --license NAME, such as apache-2.0, or leave --push out"
+        )
 
 
 def _windows(

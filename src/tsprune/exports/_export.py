@@ -50,6 +50,15 @@ class Export(ABC):
         """Why a model cannot be written so, one sentence without a full stop; "" where it can."""
         return ""
 
+    def usage(self, facts: Mapping[str, Any], name: str) -> str:
+        """How what was written is used, as Markdown for the model card; "" where there is nothing to say.
+
+        Args:
+            facts: what `write` found, and `horizon`.
+            name: `owner/name` on the hub, or that of the directory.
+        """
+        return ""
+
     @abstractmethod
     def write(self, request: Request) -> dict[str, Any]:
         """Write the model and check what was written; JSON-able facts: `files` with bytes, and what the check found.

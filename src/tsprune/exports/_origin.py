@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from tsprune.exports._licence import licence_of
+from tsprune.exports._lineage import lineage
 from tsprune.models._forecaster import Forecaster
-from tsprune.models._loading import BUNDLED
-from tsprune.models._weightfiles import PLAN
-from tsprune.plan import Plan
 
 UNKNOWN = "not known here; that of the base model's weights applies"
-BUNDLED_LICENCE = "Apache-2.0"
 
 
 def origin(model: Forecaster, source: str) -> dict[str, Any]:
@@ -19,18 +16,9 @@ def origin(model: Forecaster, source: str) -> dict[str, Any]:
 
     Args:
         model: what its family publishes is looked up.
-        source: directory or name it was loaded from; a directory with a plan names the model that was cut. Of other
-            directories only the last part of the path is told.
+        source: directory or name it was loaded from; a plan in the directory, or results of the run beside it, name
+            the model that it came from. Of other directories only the last part of the path is told.
     """
-    name, plan = source, Path(source) / PLAN
-    if plan.is_file():
-        name = Plan.read(plan).base_model or name
-    if name in BUNDLED:
-        return {"base_model": name, "licence": BUNDLED_LICENCE}
-    for checkpoint in model.checkpoints:
-        if name.split("@")[0] == checkpoint.name:
-            return {"base_model": name, "licence": checkpoint.licence}
-    return {
-        "base_model": Path(name).name if Path(name).exists() or Path(name).is_absolute() else name,
-        "licence": UNKNOWN,
-    }
+    ancestors = lineage(model, source)
+    licence = licence_of(ancestors)
+    return {"base_model": ancestors[-1].name, "licence": licence.name or UNKNOWN}

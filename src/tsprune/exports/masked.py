@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tsprune.errors import TspruneError
 from tsprune.exports._export import Export, Request
 from tsprune.exports._files import sizes_of
+from tsprune.exports._markdown import loading
 from tsprune.exports._uncut import uncut, why_not
 from tsprune.models._forecaster import Forecaster
 from tsprune.models._loading import load, save
@@ -39,6 +41,14 @@ class Masked(Export):
                 "place; export the model from before --fold"
             )
         return why_not(model)
+
+    def usage(self, facts: Mapping[str, Any], name: str) -> str:
+        """The original package's own way, or ours."""
+        return (
+            "It has names, layout and sizes of the base model, with zeros where units were removed, so it is neither "
+            "smaller nor faster. The original package of the family loads it like the base model, with this repository "
+            f"or its directory in place of that name. tsprune loads it too:\n\n{loading(name, facts['horizon'])}"
+        )
 
     def write(self, request: Request) -> dict[str, Any]:
         """Write the uncut model, load it back and compare its forecasts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +34,28 @@ class Onnx(Export):
     def refusal(self, model: Forecaster) -> str:
         """Why the model's way from series to forecast is no graph."""
         return untraceable(model)
+
+    def usage(self, facts: Mapping[str, Any], name: str) -> str:
+        """Serving by onnxruntime alone."""
+        about, place = facts["about"], f"snapshot_download({name!r})" if "/" in name else repr(name)
+        fetch = "from huggingface_hub import snapshot_download\n" if "/" in name else ""
+        rows, levels, horizon = about["output"]["shape"]
+        asked = ", ".join(f"{level:g}" for level in about["levels"])
+        return f"""onnxruntime runs it without torch and without tsprune. Raw series go in, NaN where a value
+is missing; quantiles of {horizon} steps come out, at the levels {asked}.
+The newest {about["context_limit"]} steps of context are used, and {about["input"]["rows"]}.
+`model.json` says the same to programs.
+
+```python
+import numpy as np
+import onnxruntime
+{fetch}
+session = onnxruntime.InferenceSession({place} + "/{GRAPH}")
+context = np.array([[112.0, 118.0, np.nan, 129.0, 121.0, 135.0]], dtype=np.float32)  # [{rows}, length]
+(quantiles,) = session.run(["quantiles"], {{"context": context}})  # [{rows}, {levels}, {horizon}]
+```
+
+tsprune itself loads the model that the graph was made of, not the graph."""
 
     def write(self, request: Request) -> dict[str, Any]:
         """Write `model.onnx` and `model.json`, run the file by onnxruntime and compare it with the model.

@@ -16,6 +16,7 @@ from tsprune.exports._calibration import as_rows, mean_inputs
 from tsprune.exports._errors import Forecasts, forecast_errors, forecasts
 from tsprune.exports._export import Export, Request
 from tsprune.exports._files import sizes_of
+from tsprune.exports._markdown import loading
 from tsprune.exports._rounding import CORRECTIONS, Width, chosen, rounded, shift
 from tsprune.models._forecaster import Forecaster
 from tsprune.models._loading import load, save
@@ -107,6 +108,15 @@ class Quantised(Export):
         if model.dtype not in (torch.float32, torch.float64):
             return f"weights are {str(model.dtype).removeprefix('torch.')}; load the model as float32"
         return ""
+
+    def usage(self, facts: Mapping[str, Any], name: str) -> str:
+        """Loading at one of the widths."""
+        widths = [int(width) for width in facts["widths"]]
+        return (
+            f"Weights are integers; one file is read at {', '.join(map(str, widths))} bits, the widest unless another "
+            "is named. On loading they become floating point again: the file is small, memory and time are not.\n\n"
+            f"{loading(name, facts['horizon'], width=min(widths))}"
+        )
 
     def write(self, request: Request) -> dict[str, Any]:
         """Write the integers, load them back at every width and compare with what was meant.
