@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tsprune.data.batch import Batch
+from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster
 
 MOST_PASSES = 8
@@ -95,6 +96,9 @@ def traced(model: Forecaster, steps: int) -> Any:
     Args:
         model: in eval mode; left as it is.
         steps: to forecast.
+
+    Raises:
+        TspruneError: torch cannot trace the model's way to so many steps.
     """
     import torch.fx.experimental._config as symbols
 
@@ -103,14 +107,21 @@ def traced(model: Forecaster, steps: int) -> Any:
     rows, length = (torch.export.Dim(name, min=1, max=LARGEST) for name in ("batch", "length"))
     with torch.no_grad(), quiet(), symbols.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         # Questions about sizes are settled as for the example, which the check at every kind of size then confirms.
-        return torch.export.export(
-            # A copy: what a block keeps for later calls, such as indices, would be symbols from here on.
-            ForecastGraph(copy.deepcopy(model), steps),
-            (example,),
-            dynamic_shapes=({0: rows, 1: length},),
-            strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
+        try:
+            return torch.export.export(
+                # A copy: what a block keeps for later calls, such as indices, would be symbols from here on.
+                ForecastGraph(copy.deepcopy(model), steps),
+                (example,),
+                dynamic_shapes=({0: rows, 1: length},),
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+        except RuntimeError as error:
+            said = str(error).strip().partition("\n")[0]
+            raise TspruneError(
+                f"this {model.family} model could not be traced for {steps} steps ({said}); try a --horizon of at most "
+                f"{model.native_horizon}, which is one pass"
+            ) from error
 
 
 @contextmanager

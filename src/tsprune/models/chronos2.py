@@ -260,9 +260,11 @@ class Chronos2(Forecaster):
         """Quantiles `[B, Q, steps]`; beyond the native horizon nine quantile paths are fed back."""
         blocks = [self._one_block(batch.context, batch.group_ids, batch.future, steps)]
         context, future, rows = batch.context[:, None], batch.future, batch.rows
-        ids = torch.arange(rows, device=context.device)
+        ids = None
         if batch.group_ids is not None:
-            ids = torch.unique(batch.group_ids, return_inverse=True)[1]
+            # Each path of a group's rows is a group of its own; rows that are alone stay so.
+            own = torch.unique(batch.group_ids, return_inverse=True)[1]
+            ids = (own[:, None] * len(PATHS) + torch.arange(len(PATHS), device=own.device)).reshape(-1)
         weights = torch.outer(level_masses(PATHS), level_masses(self.levels)).reshape(-1)
         while (done := sum(block.shape[-1] for block in blocks)) < steps:
             last = blocks[-1]
@@ -275,7 +277,7 @@ class Chronos2(Forecaster):
             context = newest(context, self.context_length)
             samples = self._one_block(
                 context.flatten(0, 1),
-                (ids[:, None] * len(PATHS) + torch.arange(len(PATHS), device=ids.device)).reshape(-1),
+                ids,
                 None if future is None or not future.shape[1] else future.repeat_interleave(len(PATHS), 0),
                 steps - done,
             )
