@@ -14,7 +14,7 @@ from tests.tiny import tiny_batch, tiny_model
 from tests.toy import attention, toy, toy_batch
 from tsprune.blocks.branch import Layer
 from tsprune.data.batch import Batch
-from tsprune.lens import _windowmeans, logit_lens
+from tsprune.lens import _ablating, _windowmeans, logit_lens
 from tsprune.lens._rankings import rank_agreement
 from tsprune.lens.logit_lens import LogitLens
 from tsprune.lens.send import Send
@@ -124,7 +124,7 @@ def test_a_cut_shows_the_head_what_the_layer_left(family: str) -> None:
         handles.append(blocks[number].register_forward_hook(hook))
 
     handles: list[torch.utils.hooks.RemovableHandle] = []
-    with torch.no_grad(), _windowmeans.switched_off(model, {layers[-1]: [0]}):
+    with torch.no_grad(), _ablating.switched_off(model, {layers[-1]: [0]}):
         for number in (-2, -1):
             note(number)
         model.row_losses(batch)
@@ -192,7 +192,7 @@ def test_what_was_off_stays_off() -> None:
     name = "block.0.layer.0.attention/head"
     with model.masked({name: [1, 2]}):
         one = model.forecast(batch, 4)
-        with _windowmeans.switched_off(model, {name: [1]}):
+        with _ablating.switched_off(model, {name: [1]}):
             assert not bool(model.forecast(batch, 4).any())
         assert torch.equal(model.forecast(batch, 4), one)
 

@@ -111,12 +111,10 @@ def fold(model: Model, *, single_series: bool) -> tuple[Model, Folding]:
     Returns:
         The copy, and what became of every attention in question.
     """
-    branches = _branches(model)
-    places = {path: _place(path, branch, single_series) for path, branch in branches.items()}
+    places = {path: _place(path, *found, single_series) for path, found in _attentions(model).items()}
     folded = slim(model, {f"{path}/qk_pair": [] for path, place in places.items() if place.form == TWO_MAPS})
-    for path, branch in _branches(folded).items():
-        attention = branch.inner
-        if places[path].form == ONE_MAP and isinstance(attention, Attention):
+    for path, (branch, attention) in _attentions(folded).items():
+        if places[path].form == ONE_MAP:
             _replace(folded, path, branch, FoldedAttention.of(attention, branch.gate.width))
     before, after = model.parameter_count(), folded.parameter_count()
     return folded, Folding(tuple(places.values()), _why(model, list(places.values())), before, after)
@@ -133,16 +131,18 @@ def refolded(model: Model, paths: Collection[str], where: Path | str) -> Model:
     Raises:
         TspruneError: one of them is not there or is not of one live key.
     """
-    known = {path: branch for path, branch in _branches(model).items() if foldable(branch.inner, single_series=True)}
+    if not paths:
+        return model
+    known = {path: found for path, found in _attentions(model).items() if foldable(found[1], single_series=True)}
+    able = [path for path, (_, attention) in known.items() if attention.heads]
     for path in paths:
-        inner = known[path].inner if path in known else None
-        if not isinstance(inner, Attention) or not inner.heads:
-            able = [name for name, branch in known.items() if getattr(branch.inner, "heads", 0)]
+        if path not in able:
             raise TspruneError(
                 f"{where}: entry 'folded' names {path!r}, which is no attention of one live key that this "
                 f"{model.family} model has; such are: {', '.join(able[:5]) or 'none'}. Restore the file"
             )
-        _replace(model, path, known[path], FoldedAttention.of(inner, known[path].gate.width))
+        branch, attention = known[path]
+        _replace(model, path, branch, FoldedAttention.of(attention, branch.gate.width))
     return model
 
 
@@ -167,19 +167,18 @@ def folding_error(model: Forecaster, folded: Forecaster, batch: Batch, horizon: 
     return {"max_abs_difference": absolute, "relative": relative, "relative_float64": exact}
 
 
-def _branches(model: Forecaster) -> dict[str, Branch]:
-    """Branches with an attention across series or over one step, by the path of the attention."""
+def _attentions(model: Forecaster) -> dict[str, tuple[Branch, Attention]]:
+    """Attentions across series or over one step, by path, each behind the branch around it."""
     return {
-        f"{path}.{branch.inner_name}": branch
+        f"{path}.{branch.inner_name}": (branch, inner)
         for path, branch in model.named_modules()
-        if isinstance(branch, Branch) and isinstance(branch.inner, AcrossSeriesAttention | SingleStepAttention)
+        if isinstance(branch, Branch) and isinstance(inner := branch.inner, AcrossSeriesAttention | SingleStepAttention)
     }
 
 
-def _place(path: str, branch: Branch, single_series: bool) -> FoldedPlace:
+def _place(path: str, branch: Branch, attention: Attention, single_series: bool) -> FoldedPlace:
     """What folding will do to the attention of a branch."""
-    attention, width = branch.inner, branch.gate.width
-    assert isinstance(attention, Attention)
+    width = branch.gate.width
     before = after = sum(parameter.numel() for parameter in attention.parameters())
     product = attention.v.weight.numel() + attention.o.weight.numel()
     sizes = f"its value and output maps hold {product:,} weights, one map would hold {width * width:,}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -184,13 +184,13 @@ def mask_for(mask: Tensor, x: Tensor, rows: Rows | None = None) -> Tensor:
 
 
 @contextmanager
-def masks_set(wanted: Mapping[Gate, Tensor | None]) -> Iterator[None]:
-    """These masks in place of those that the gates have, for the duration of the block."""
-    before = {gate: gate.mask for gate in wanted}
+def gates_set(what: Literal["mask", "fill", "probe"], wanted: Mapping[Gate, Any]) -> Iterator[None]:
+    """These masks, fills or probes in place of those that the gates have, for the duration of the block."""
+    before = {gate: getattr(gate, what) for gate in wanted}
     try:
-        for gate, mask in wanted.items():
-            gate.mask = mask
+        for gate, value in wanted.items():
+            setattr(gate, what, value)
         yield
     finally:
-        for gate, mask in before.items():
-            gate.mask = mask
+        for gate, value in before.items():
+            setattr(gate, what, value)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tsprune.blocks.gate import Gate, masks_set
+from tsprune.blocks.gate import Gate, gates_set
 from tsprune.blocks.units import UnitGroup
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
@@ -30,21 +30,8 @@ NOTHING: Kept = {}
 @contextmanager
 def ablated(model: Forecaster, kept: Kept, fills: Fills | None = None) -> Iterator[None]:
     """All units off that are not kept, their activation replaced by 0 or by what `fills` says."""
-    with filled(fills), model.masked(kept):
+    with gates_set("fill", fills or {}), model.masked(kept):
         yield
-
-
-@contextmanager
-def filled(fills: Fills | None) -> Iterator[None]:
-    """What units that are off are replaced by, for the duration of the block."""
-    before = {gate: gate.fill for gate in fills or {}}
-    try:
-        for gate, fill in (fills or {}).items():
-            gate.fill = fill
-        yield
-    finally:
-        for gate, found in before.items():
-            gate.fill = found
 
 
 @contextmanager
@@ -57,7 +44,7 @@ def switched_off(model: Forecaster, units: Mapping[str, Sequence[int]]) -> Itera
     masks: dict[Gate, Tensor | None] = {}
     for gate, mask in model.gate_masks(kept).items():
         masks[gate] = mask if gate.mask is None else gate.mask * mask.to(gate.mask)
-    with masks_set(masks):
+    with gates_set("mask", masks):
         yield
 
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from tsprune.blocks.gate import gates_set
 from tsprune.data.batch import Batch
 from tsprune.lens import _ablating as ablating
 from tsprune.lens._ablating import Fills
@@ -104,7 +105,7 @@ def _under(
     masks = [model.gate_masks(kept) for kept in several]
 
     def step(portion: Batch) -> Tensor:
-        with ablating.filled(fills):
+        with gates_set("fill", fills or {}):
             return together.values(portion, masks, work)
 
     return ablating.joined(model, batches, step, axis=1)

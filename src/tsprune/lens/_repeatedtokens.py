@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tsprune.blocks.attention import Attention
-from tsprune.blocks.gate import Rows
+from tsprune.blocks.gate import Probe, Rows, gates_set
 from tsprune.lens._tiles import HeadScores, _watching
 from tsprune.models.chronos_t5 import ChronosT5
 from tsprune.scores._taps import frozen
@@ -90,22 +90,16 @@ def token_scores(model: ChronosT5, tokens: RepeatedTokens) -> tuple[dict[str, He
     attentions = {path: found for path, found in attentions.items() if found.heads}
     seen: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
     outputs: dict[str, Tensor] = {}
-    before = {path: found.gate.probe for path, found in attentions.items()}
 
-    def keep(path: str) -> None:
+    def keep(path: str) -> Probe:
         def probe(values: Tensor, _: Rows | None) -> None:
             outputs[path] = values[:, -1].detach()
 
-        attentions[path].gate.probe = probe
+        return probe
 
-    try:
-        for path in attentions:
-            keep(path)
-        with frozen(model), torch.no_grad(), _watching(attentions, seen):
-            tokens.states(model)
-    finally:
-        for path, found in attentions.items():
-            found.gate.probe = before[path]
+    probes = {found.gate: keep(path) for path, found in attentions.items()}
+    with frozen(model), torch.no_grad(), gates_set("probe", probes), _watching(attentions, seen):
+        tokens.states(model)
     scores = {path: _looked(seen[path][0][:, :, -1].double().cpu(), tokens) for path in attentions}
     with frozen(model), torch.no_grad():
         votes = {path: _votes(model, found, outputs[path], tokens) for path, found in attentions.items()}

@@ -16,7 +16,7 @@ from torch import Tensor
 from tsprune.blocks.attention import Attention, Watch
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
-from tsprune.lens._windowmeans import head_groups
+from tsprune.lens._ablating import groups_of
 from tsprune.models._forecaster import Forecaster
 from tsprune.scores._taps import frozen
 
@@ -229,7 +229,7 @@ def _scores(model: Forecaster, tiles: Tiles, tokens: list[int], seen: Seen, *, r
 
 def _watched(model: Forecaster, batch: Batch, steps: int) -> dict[str, Seen]:
     """What every attention does the first time that it runs, in the order in which they run."""
-    paths = [group.path for group in head_groups(model).values()]
+    paths = [group.path for group in groups_of(model, "head").values()]
     found: dict[str, Seen] = {}
     attentions = {path: model.get_submodule(path) for path in paths}
     with frozen(model), _watching(attentions, found):

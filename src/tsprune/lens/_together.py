@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tsprune.blocks.gate import Gate, OtherRows, masks_set
+from tsprune.blocks.gate import Gate, OtherRows, gates_set
 from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster
 from tsprune.scores._work import count_windows, is_out_of_memory
@@ -77,11 +77,11 @@ class Together:
 
     def _pass(self, portion: Batch, several: Sequence[Masks], work: Work) -> Sequence[Tensor]:
         if len(several) == 1:
-            with masks_set(several[0]):
+            with gates_set("mask", several[0]):
                 return [work(portion)]
         whole = portion.repeated(len(several))
         copy = self.model.network_windows(whole) // count_windows(portion)
-        with masks_set(_by_row(several, copy)):
+        with gates_set("mask", _by_row(several, copy)):
             return work(whole).chunk(len(several))
 
 

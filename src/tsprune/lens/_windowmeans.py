@@ -15,14 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tsprune.blocks.units import UnitGroup
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.evaluation.intervals import LEVEL, REPLICATES, Interval, resample
 from tsprune.evaluation.student import two_sided_quantile
 from tsprune.evaluation.timeblocks import Blocks
 from tsprune.lens import _ablating as ablating
-from tsprune.lens._ablating import switched_off as switched_off
 from tsprune.lens._heads import windows_in
 from tsprune.lens._probe import Study
 from tsprune.models._forecaster import Forecaster, window_index
@@ -104,11 +102,6 @@ def medians(model: Forecaster, batches: Sequence[Batch], steps: int) -> Floats:
     """Median forecasts of the target rows `[R, H]`, with whatever is off at present."""
     found: Floats = ablating.medians(model, batches, steps=steps).numpy()
     return found
-
-
-def head_groups(model: Forecaster) -> dict[str, UnitGroup]:
-    """The groups of heads, by name."""
-    return ablating.groups_of(model, "head")
 
 
 def share_of_first(study: Study) -> float:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tsprune.errors import TspruneError
 from tsprune.lens import _tiles
+from tsprune.lens._ablating import groups_of, switched_off
 from tsprune.lens._heads import windows_in
 from tsprune.lens._probe import Curve, Findings, Measure, Probe, Study, Table, Tick
 from tsprune.lens._tiles import HeadScores, Tiles
-from tsprune.lens._windowmeans import head_groups, switched_off
 from tsprune.models._forecaster import Forecaster
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Induction(Probe):
 
     def refusal(self, model: Forecaster) -> str:
         """It takes attention over tokens that stand for single patches of one series."""
-        if not head_groups(model):
+        if not groups_of(model, "head"):
             return f"this {model.family} model has no attention heads left"
         if model.window_rows != 1:
             return f"this {model.family} model takes windows of {model.window_rows} series, not patterns of one"
@@ -98,7 +98,7 @@ class Induction(Probe):
 
 
 def _heads(model: Forecaster) -> list[Head]:
-    return [(group.path, unit) for group in head_groups(model).values() for unit in range(group.units)]
+    return [(group.path, unit) for group in groups_of(model, "head").values() for unit in range(group.units)]
 
 
 def _scored(scores: Mapping[str, HeadScores]) -> list[Head]:
@@ -218,7 +218,7 @@ def _measures(
     votes: Mapping[str, Tensor],
     without: Mapping[Head, NDArray[np.float64]],
 ) -> list[Measure]:
-    groups = {group.path: group.units for group in head_groups(model).values()}
+    groups = {group.path: group.units for group in groups_of(model, "head").values()}
 
     def of(pick: Callable[[HeadScores], Tensor]) -> dict[str, list[float | None]]:
         return {
@@ -270,7 +270,7 @@ def _notes(model: Forecaster, scores: Mapping[str, HeadScores]) -> list[str]:
         )
     if "forecast" in asked:
         notes.append("where tokens of the forecast attend to the context, these are asked, as if last in the context")
-    left = [group.path for group in head_groups(model).values() if group.path not in scores]
+    left = [group.path for group in groups_of(model, "head").values() if group.path not in scores]
     if left:
         notes.append(
             f"{len(left)} attentions do not run over the tokens of the context and have no score: {left[0]} ..."

@@ -12,6 +12,7 @@ import torch
 from tsprune.blocks.branch import Branch, Layer
 from tsprune.data.batch import Batch
 from tsprune.evaluation.intervals import Interval
+from tsprune.lens._ablating import switched_off
 from tsprune.lens._heads import windows_in
 from tsprune.lens._probe import Curve, Findings, Measure, Probe, Study, Table, Tick
 from tsprune.lens._windowmeans import (
@@ -22,7 +23,6 @@ from tsprune.lens._windowmeans import (
     rows_of_study,
     share_of_first,
     steps_of,
-    switched_off,
     told,
 )
 from tsprune.models._forecaster import Forecaster

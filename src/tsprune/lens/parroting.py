@@ -10,18 +10,17 @@ import numpy as np
 
 from tsprune.evaluation.intervals import Interval
 from tsprune.lens import _parrots
+from tsprune.lens._ablating import groups_of, switched_off
 from tsprune.lens._heads import windows_in
 from tsprune.lens._probe import Findings, Measure, Probe, Study, Table, Tick
 from tsprune.lens._windowmeans import (
     Floats,
     Rows,
-    head_groups,
     mean_intervals,
     medians,
     rows_of_study,
     share_of_first,
     steps_of,
-    switched_off,
     told,
 )
 from tsprune.models._forecaster import Forecaster
@@ -118,7 +117,7 @@ class Parroting(Probe):
 
 
 def _heads(model: Forecaster) -> list[Head]:
-    return [(name, unit) for name, group in head_groups(model).items() for unit in range(group.units)]
+    return [(name, unit) for name, group in groups_of(model, "head").items() for unit in range(group.units)]
 
 
 def _means(values: Floats) -> Floats:
@@ -235,7 +234,7 @@ def _measures(model: Forecaster, means: Mapping[Head, Floats]) -> list[Measure]:
         ("change of the season's share without it", "", "below 0: the forecast is seasonal by this head"),
         ("change of the error without it", "high", "RMSE in standard deviations of the context"),
     )
-    groups = head_groups(model)
+    groups = groups_of(model, "head")
     return [
         Measure(
             name,

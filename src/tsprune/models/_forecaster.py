@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tsprune.blocks.folded import FoldedAttention
-from tsprune.blocks.gate import Gate, masks_set
+from tsprune.blocks.gate import Gate, gates_set
 from tsprune.blocks.units import Block, UnitGroup, check_floor, check_kept
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
@@ -238,7 +238,7 @@ class Forecaster(nn.Module):
     def masked(self, kept: Kept) -> Iterator[Self]:
         """Switch off every unit that is not kept, for the duration of the block."""
         masks = self.gate_masks(kept)
-        with masks_set({gate: None if bool((mask == 1).all()) else mask for gate, mask in masks.items()}):
+        with gates_set("mask", {gate: None if bool((mask == 1).all()) else mask for gate, mask in masks.items()}):
             yield self
 
     def gate_masks(self, kept: Kept) -> dict[Gate, Tensor]:

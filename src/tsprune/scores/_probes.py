@@ -12,25 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from tsprune.blocks.branch import Branch, Layer
-from tsprune.blocks.gate import Gate, Probe, Rows
+from tsprune.blocks.gate import Gate, Rows, gates_set
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster
 from tsprune.scores._taps import frozen
 from tsprune.scores._work import Totals, column_sums, totals_over
-
-
-@contextmanager
-def probing(probes: Mapping[Gate, Probe]) -> Iterator[None]:
-    """Gates show their input to the probes; what was there before is back afterwards."""
-    before = {gate: gate.probe for gate in probes}
-    try:
-        for gate, probe in probes.items():
-            gate.probe = probe
-        yield
-    finally:
-        for gate, found in before.items():
-            gate.probe = found
 
 
 def branch_of(model: nn.Module, path: str) -> Branch:
@@ -188,7 +175,7 @@ def gate_sums(
                 found[name] = found[name] + read if name in found else read
 
         probes = {gate: partial(probe, names) for gate, names in places.items()}
-        with frozen(model), torch.no_grad(), entrances.open(model), probing(probes):
+        with frozen(model), torch.no_grad(), entrances.open(model), gates_set("probe", probes):
             windows = len(model.loss(portion))
         return found, windows
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tsprune.blocks.gate import Gate, masks_set
+from tsprune.blocks.gate import Gate, gates_set
 from tsprune.blocks.units import UnitGroup
 from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster
@@ -78,7 +78,7 @@ def _changes(model: Forecaster, batches: Iterable[Batch], units: Mapping[UnitGro
                 there = _there(group)
                 for place, unit in enumerate(numbers):
                     if there[unit] and int(there.sum()) > group.floor:
-                        with masks_set(_without(group, unit)):
+                        with gates_set("mask", _without(group, unit)):
                             changes[place] = (model.loss(portion).double() - whole).sum()
                 found[group.name] = changes
         return found, len(whole)
