@@ -1,6 +1,6 @@
 """How much faster is a pruned model on each runtime, pruning's part apart from the runtime's?
 
-    OMP_NUM_THREADS=1 python benchmarks/ladder.py [--repeats 30] [--runtimes eager compile onnx onnx_int8]
+    OMP_NUM_THREADS=1 python benchmarks/ladder.py [--repeats 30] [--runtimes eager prepacked compile onnx onnx_int8]
 
 At the Chronos-Bolt-small shape with random weights: whole, built with half and with a quarter of the heads and of the
 feed-forward width (patch embeddings included, so that operations are halved), and the whole one cut to half of its
@@ -116,7 +116,7 @@ def is_done(earlier: dict[str, Any], repeats: int, runtimes: list[str]) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--runtimes", nargs="+", default=["eager", "compile", "onnx", "onnx_int8"])
+    parser.add_argument("--runtimes", nargs="+", default=["eager", "prepacked", "compile", "onnx", "onnx_int8"])
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=CASES)
     parser.add_argument("--models", nargs="*", default=[], metavar="NAME=DIR", help="further models, by checkpoint")
     parser.add_argument("--fresh", action="store_true")
