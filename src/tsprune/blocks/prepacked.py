@@ -19,7 +19,7 @@ ROWS = 64
 """Tokens that the layout is chosen for; it serves any number."""
 FEW = 256
 """Tokens up to which one product for several maps is faster than one for each."""
-WORTH = 8
+WORTH = 16
 """Rows of a batch whose forecasts save more time than laying out the weights takes."""
 
 

@@ -241,7 +241,7 @@ class Forecaster(nn.Module):
     def prepacked(self) -> Iterator[Self]:
         """Forecast faster on a CPU for the duration of the block: see `tsprune.blocks.prepacked`.
 
-        Worth it where more than a few forecasts are made. Weights must stay as they are meanwhile.
+        Worth it from about sixteen windows on. Weights must stay as they are meanwhile.
         """
         with prepacked(self):
             yield self
