@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 LEAST = 80_000
 """Multiplications of a product below which preparing the call takes longer than it saves."""
@@ -101,7 +102,10 @@ def _version(tensor: Tensor) -> int:
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernel does a product: float32 on a CPU, no gradient wanted, nothing traced, and worth the call."""
+    """Whether the kernel does a product: float32 on a CPU, no gradient wanted, and worth the call.
+
+    Where operations are traced, counted or watched they are the usual ones.
+    """
     return (
         x.dtype is torch.float32
         and weight.dtype is torch.float32
@@ -112,6 +116,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not is_in_torch_dispatch_mode()
     )
 
 
@@ -156,14 +161,3 @@ def prepacked(network: object, rows: int = WORTH) -> Iterator[None]:
     finally:
         for module in found:
             vars(module).pop("packed", None)
-
-
-@contextmanager
-def unpacked(network: nn.Module) -> Iterator[None]:
-    """Plain products for the duration of the block: the laid-out ones are not seen by what counts operations."""
-    held = {module: packed for module in network.modules() if (packed := vars(module).pop("packed", None)) is not None}
-    try:
-        yield
-    finally:
-        for module, packed in held.items():
-            vars(module)["packed"] = packed

@@ -17,7 +17,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tsprune.blocks.prepacked import unpacked
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.evaluation import machine
@@ -88,12 +87,7 @@ def flops_of(model: object, rows: Batch, horizon: int) -> int:
     if not isinstance(model, Predictor):
         raise TspruneError(f"{type(model).__name__} has no forecast method, so it cannot be counted")
     # The counter misses the CPU's fused attention; the plain path is two matrix products, which it counts.
-    with (
-        _without_gradients(model),
-        unpacked(model),
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
-    ):
+    with _without_gradients(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.forecast(rows, horizon, DECILES)
     return int(counter.get_total_flops())
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from tsprune.blocks.gate import Gate, gates_set
-from tsprune.blocks.prepacked import prepacked
 from tsprune.blocks.units import UnitGroup
 from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster
@@ -84,8 +83,7 @@ def _changes(model: Forecaster, batches: Iterable[Batch], units: Mapping[UnitGro
                 found[group.name] = changes
         return found, len(whole)
 
-    with prepacked(model):
-        return totals_over(model, batches, step)
+    return totals_over(model, batches, step)
 
 
 def _there(group: UnitGroup) -> Tensor:
