@@ -10,8 +10,9 @@ network with its scaling and patching, or tokenising, in eval mode without gradi
 
 Ours is timed as it is and inside `model.prepacked()`. A ratio is the median of ours over the median of theirs;
 quartiles are of the ratios of single rounds. A measurement is marked busy when the load average at its beginning is
-above 1.5, or when other programs took more than half a core during it; the next run measures it again. Finished cells lie in runs/benchmarks: remove originals.jsonl there after
-changing code. Linux. Exits with 1 when outputs are apart or an original fails.
+above 1.5, or when other programs took more than half a core during it; the next run measures it again. Finished cells
+lie in runs/benchmarks: remove originals.jsonl there after changing code. Linux. Exits with 1 when outputs are apart or
+an original fails.
 """
 
 from __future__ import annotations
