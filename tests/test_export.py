@@ -246,7 +246,7 @@ def test_rounding_of_the_model_itself_is_told_apart() -> None:
     exact = forecasts_of(copy.deepcopy(model).double(), 8)
     found = compared(model, 8, lambda context: exact(context).astype(np.float32))
     assert found["amplified"]
-    assert all(case["graph_to_float64"] <= 2 * case["model_to_float64"] for case in found["amplified"])
+    assert all(case["graph_to_float64"] <= 4 * case["model_to_float64"] for case in found["amplified"])
     assert found["worst"] <= 1e-5
     other = copy.deepcopy(model)
     other.head.projection.bias.data[0] += 0.01
