@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +21,8 @@ from tsprune.exports import onnx as onnx_form
 from tsprune.exports._drawn import drawn_batches
 from tsprune.exports._export import Export, Request
 from tsprune.exports._origin import origin
-from tsprune.exports._parity import GAPS, ROWS, Parity, cases, lengths
+from tsprune.exports._parity import GAPS, ROWS, Parity, Run, cases, lengths
+from tsprune.models._forecaster import Forecaster
 from tsprune.progress import Progress
 from tsprune.slimming import make_plan
 
@@ -191,18 +195,29 @@ def test_cases_cover_lengths_gaps_and_rows_in_pairs() -> None:
         assert case.gaps != "all_missing" or whole[0].all()
 
 
-def parity(change: float, family: str = "chronos_bolt", scale: float = 1.0) -> dict[str, Any]:
-    """Compare a model with itself, its forecasts changed by a share of their deviation."""
-    model = tiny.tiny_model(family)
+def compared(model: Forecaster, steps: int, run: Run, batches: Sequence[tsprune.Batch] = ()) -> dict[str, Any]:
+    """What the comparison of a model with something else finds; raises as it does."""
+    parity = Parity(model, steps, run)
+    for case in cases(batches or drawn_batches(8, 64, 8), model.context_length, model.patch):
+        parity.check(case)
+    return parity.facts()
+
+
+def forecasts_of(model: Forecaster, steps: int) -> Run:
+    """A model in the place of a graph."""
+    return lambda context: model.forecast(tsprune.Batch(torch.from_numpy(context)), steps).numpy()
+
+
+def parity(change: float, rows: slice = slice(None)) -> dict[str, Any]:
+    """Compare a model with itself, the forecasts of some rows changed by a share of their deviation."""
+    model = tiny.tiny_model("chronos_bolt")
 
     def run(context: Any) -> Any:
-        found = model.forecast(tsprune.Batch(torch.from_numpy(context)), 8).numpy()
-        return found + change * found.std()
+        found = forecasts_of(model, 8)(context)
+        found[rows] += change * found[rows].std((1, 2), keepdims=True)
+        return found
 
-    compared = Parity(model, 8, run)
-    for case in cases(drawn_batches(8, 64, 8), 64, 8):
-        compared.check(case)
-    return compared.facts()
+    return compared(model, 8, run)
 
 
 def test_a_graph_that_departs_is_an_error() -> None:
@@ -210,25 +225,78 @@ def test_a_graph_that_departs_is_an_error() -> None:
     assert 0 < parity(5e-6)["worst"] <= 1e-5
     with pytest.raises(TspruneError, match="differs from the model by .* more than 1e-05"):
         parity(1e-3)
+    # However large the other rows are.
+    with pytest.raises(TspruneError, match="of the standard deviation of row 3's forecasts"):
+        parity(1e-4, slice(3, 4))
+
+
+def test_neighbours_in_float32_are_equal_where_the_level_is_far() -> None:
+    far = [tsprune.Batch(batch.context * 0.001 + 1000.0) for batch in drawn_batches(8, 64, 8)]
+    model = tiny.tiny_model("chronos_bolt")
+    same = forecasts_of(model, 8)
+    assert compared(model, 8, lambda context: np.nextafter(same(context), np.float32(np.inf)), far)["worst"] == 0.0
+    with pytest.raises(TspruneError, match="differs"):
+        compared(model, 8, lambda context: same(context) * np.float32(1 + 1e-6), far)
 
 
 def test_rounding_of_the_model_itself_is_told_apart() -> None:
-    model = tiny.tiny_model("chronos_bolt")
-    # A level far above the spread: float32 holds three digits of the spread.
-    far = [tsprune.Batch(batch.context * 0.001 + 1000.0) for batch in drawn_batches(8, 64, 8)]
-
-    def run(context: Any) -> Any:
-        exact = model.double().forecast(tsprune.Batch(torch.from_numpy(context).double()), 8)
-        model.float()
-        return exact.float().numpy()
-
-    compared = Parity(model, 8, run)
-    for case in cases(far, 64, 8):
-        compared.check(case)
-    found = compared.facts()
+    # The states add up to 0, so the same number added to all weights adds nothing but rounding.
+    model = tiny.tiny_model("patchtst", norm_type="layernorm", pre_norm=False)
+    model.head.projection.weight.data += 100.0
+    exact = forecasts_of(copy.deepcopy(model).double(), 8)
+    found = compared(model, 8, lambda context: exact(context).astype(np.float32))
     assert found["amplified"]
     assert all(case["graph_to_float64"] <= 4 * case["model_to_float64"] for case in found["amplified"])
     assert found["worst"] <= 1e-5
+    other = copy.deepcopy(model)
+    other.head.projection.bias.data[0] += 0.01
+    with pytest.raises(TspruneError, match="away from float64"):
+        compared(model, 8, forecasts_of(other, 8))
+
+
+@pytest.mark.parametrize(
+    ("family", "weight"),
+    [
+        ("chronos2", "input_patch_embedding.hidden_layer.weight"),
+        ("chronos2", "encoder.block.0.layer.0.self_attention.q.weight"),
+        ("chronos2", "output_patch_embedding.output_layer.bias"),
+        ("ttm", "head.base_forecast_block.weight"),
+        ("timer_xl", "blocks.attn_layers.0.layer.1.feed_forward.wi.weight"),
+        ("time_moe", "model.layers.0.layer.0.self_attn.v.weight"),
+    ],
+)
+def test_one_weight_off_by_a_thousandth_is_found_beyond_the_native_horizon(family: str, weight: str) -> None:
+    model = tiny.tiny_model(family)
+    steps, other = model.native_horizon + 3, copy.deepcopy(model)
+    values = other.get_parameter(weight).data.view(-1)
+    values[values.abs().argmax()] *= 1.001
+    assert compared(model, steps, forecasts_of(model, steps))["worst"] == 0.0
+    with pytest.raises(TspruneError, match="differs from the model"):
+        compared(model, steps, forecasts_of(other, steps))
+
+
+def test_a_roll_out_in_another_order_or_with_a_longer_memory_is_found() -> None:
+    model = tiny.tiny_model("ttm")
+    native = model.native_horizon
+
+    def rolled(order: int) -> Run:
+        def run(context: Any) -> Any:
+            wide = torch.from_numpy(context).double()
+            first = model.forecast(tsprune.Batch(wide), native)
+            longer = torch.cat([wide, first[:, 0]][::order], dim=1)
+            return torch.cat([first, model.forecast(tsprune.Batch(longer), native)], dim=-1).float().numpy()
+
+        return run
+
+    assert compared(model, 2 * native, rolled(1))["worst"] == 0.0
+    with pytest.raises(TspruneError, match="differs from the model"):
+        compared(model, 2 * native, rolled(-1))
+    model = tiny.tiny_model("time_moe")
+    other = copy.deepcopy(model)
+    other.reach += native
+    steps = 3 * model.native_horizon
+    with pytest.raises(TspruneError, match="differs from the model"):
+        compared(model, steps, forecasts_of(other, steps))
 
 
 def test_the_wrong_shape_and_numbers_that_are_none_are_errors() -> None:

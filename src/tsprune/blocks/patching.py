@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tsprune.blocks.feedforward import activation
 from tsprune.blocks.prepacked import Linear
-from tsprune.blocks.tracing import all_set, neighbours, picked, tracing
+from tsprune.blocks.tracing import all_set, arcsinh, neighbours, picked, sinh, tracing
 
 
 class InstanceScale:
@@ -31,12 +31,12 @@ class InstanceScale:
     def apply(self, x: Tensor) -> Tensor:
         """Scale `[B, T]`; NaN stays NaN."""
         scaled = (x.to(self.location.dtype) - self.location) / self.scale
-        return torch.arcsinh(scaled) if self.arcsinh else scaled
+        return arcsinh(scaled) if self.arcsinh else scaled
 
     def invert(self, x: Tensor) -> Tensor:
         """Back to original units: `[B, Q, T]`."""
         wide = x.to(self.location.dtype)
-        wide = torch.sinh(wide) if self.arcsinh else wide
+        wide = sinh(wide) if self.arcsinh else wide
         return wide * self.scale[:, :, None] + self.location[:, :, None]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, finfo, where
+from torch import Tensor, finfo, float32, where
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,14 @@ class RowScale:
         """Mean and standard deviation of the observed values of `[B, L]`; what is not observed may be anything.
 
         A constant row is scaled by its own size, and zeros by 1: a scale near 0 would let such rows rule every loss.
+        Constant is what float32 cannot tell from it, in whatever type it comes.
         """
         number = observed.sum(-1, keepdim=True)
         location = values.masked_fill(~observed, 0.0).sum(-1, keepdim=True) / number.clamp(min=1)
         squares = (values - location).masked_fill(~observed, 0.0).square().sum(-1, keepdim=True)
         spread = (squares / (number - 1).clamp(min=1)).sqrt()
         size = location.abs()
-        constant = spread <= 4 * finfo(values.dtype).eps * size
+        constant = spread <= 4 * max(finfo(values.dtype).eps, finfo(float32).eps) * size
         return cls(location, where(constant, where(size > 0, size, 1.0), spread))
 
     def apply(self, x: Tensor) -> Tensor:

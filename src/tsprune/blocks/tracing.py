@@ -20,17 +20,24 @@ def all_set(flags: Tensor) -> bool:
     return not tracing() and bool(flags.all())
 
 
-def picked(x: Tensor, steps: int) -> Tensor:
-    """The last steps of `[..., L]`, at most L, by an index: so the tracer knows their number, which a slice hides."""
-    places = torch.arange(steps, device=x.device) + (x.shape[-1] - steps)
-    return x.index_select(-1, places)
+def picked(x: Tensor, steps: int, axis: int = -1) -> Tensor:
+    """The last steps of an axis, at most all, by an index: so the tracer knows their number, which a slice hides."""
+    places = torch.arange(steps, device=x.device) + (x.shape[axis] - steps)
+    return x.index_select(axis, places)
 
 
-def newest(x: Tensor, steps: int) -> Tensor:
-    """The last steps of `[..., L]`, or all where there are fewer."""
+def newest(x: Tensor, steps: int, axis: int = -1) -> Tensor:
+    """The last steps of an axis, or all where there are fewer."""
     if tracing():
-        return picked(x, torch.sym_min(steps, x.shape[-1]))  # type: ignore[no-untyped-call]
-    return x[..., -steps:]
+        return picked(x, at_most(steps, x.shape[axis]), axis)
+    length = x.shape[axis]
+    return x.narrow(axis, max(0, length - steps), min(steps, length))
+
+
+def at_most(limit: int, size: int) -> int:
+    """The size, but no more than a limit; both may be symbols, of which it is not asked which one is smaller."""
+    smaller: int = torch.sym_min(limit, size)  # type: ignore[no-untyped-call]
+    return smaller
 
 
 def fitted(x: Tensor, steps: int) -> Tensor:
@@ -60,3 +67,20 @@ def neighbours(observed: Tensor) -> tuple[Tensor, Tensor]:
     places = places.scatter(-1, torch.where(observed, count - 1, length), steps)
     last = torch.where(count > 0, places.gather(-1, (count - 1).clamp(min=0)), -1)
     return last, places.gather(-1, count - observed.long())
+
+
+def arcsinh(x: Tensor) -> Tensor:
+    """The inverse of sinh; runtimes of graphs have it in float32 alone, so elsewhere it is made of a logarithm.
+
+    Near 0 that is exact to the last digit of 1, not of the result.
+    """
+    if tracing() and x.dtype == torch.float64:
+        return x.sign() * (x.abs() + (x.square() + 1).sqrt()).log()
+    return x.arcsinh()
+
+
+def sinh(x: Tensor) -> Tensor:
+    """The hyperbolic sine; in float64 graphs of exponentials, as `arcsinh`."""
+    if tracing() and x.dtype == torch.float64:
+        return (x.exp() - (-x).exp()) / 2
+    return x.sinh()

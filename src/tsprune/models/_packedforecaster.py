@@ -49,7 +49,7 @@ class PackedForecaster(Forecaster):
 
     def scales(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """Location and scale of every token `[B, T, 1]`, float32 or better; without scaling 0 and 1 `[B, T, P]`."""
-        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        wide = torch.float64 if torch.float64 in (self.dtype, packed.values.dtype) else torch.float32
         if not self.scaling:
             nothing = torch.zeros_like(packed.values, dtype=wide)
             return nothing, torch.ones_like(nothing)

@@ -16,6 +16,7 @@ from tsprune.blocks.keycache import KeyCache
 from tsprune.blocks.norms import RMSNorm
 from tsprune.blocks.positions import causal_mask, rotary_table
 from tsprune.blocks.prepacked import Linear
+from tsprune.blocks.tracing import newest
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry
 
@@ -175,8 +176,8 @@ def mask_of(seen: Tensor | None, queries: int, keys: int, device: torch.device) 
 def keep_newest(caches: Sequence[KeyCache], tokens: int) -> None:
     """Drop all but the newest tokens from caches, in place."""
     for cache in caches:
-        if cache.key is not None and cache.value is not None and cache.length > tokens:
-            cache.key, cache.value = cache.key[:, :, -tokens:], cache.value[:, :, -tokens:]
+        if cache.key is not None and cache.value is not None:
+            cache.key, cache.value = newest(cache.key, tokens, axis=2), newest(cache.value, tokens, axis=2)
 
 
 def _heads(config: Mapping[str, Any], family: str) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry
 from tsprune.models._forecaster import Forecaster, window_index
+from tsprune.models._rollout import as_given, unrounded
 
 
 class DecoderLayer(Layer):
@@ -225,7 +226,7 @@ class TokenDecoder(Forecaster):
     def predict(self, batch: Batch, steps: int) -> Tensor:
         """Forecasts `[B, 1, steps]`; what is forecast joins the context, whose statistics are taken anew."""
         self.check_batch(batch)
-        context, windows = fill_gaps(newest(batch.context, self.context_length)), self.windows(batch)
+        context, windows = fill_gaps(newest(unrounded(batch.context), self.context_length)), self.windows(batch)
         blocks: list[Tensor] = []
         while (left := steps - sum(block.shape[1] for block in blocks)) > 0:
             past = self.read(context)
@@ -233,8 +234,8 @@ class TokenDecoder(Forecaster):
             out = out.to(past.scale.location.dtype)
             block = past.scale.invert(out[:, None])[:, 0] if self.normalises else out
             blocks.append(block)
-            context = newest(torch.cat([context, block.to(context.dtype)], dim=1), self.context_length)
-        return torch.cat(blocks, dim=1)[:, None, :steps]
+            context = newest(torch.cat([context, block], dim=1), self.context_length)
+        return as_given(torch.cat(blocks, dim=1)[:, None, :steps], batch.context)
 
 
 def _whole_tokens(x: Tensor, size: int) -> Tensor:

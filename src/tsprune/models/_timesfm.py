@@ -20,6 +20,7 @@ from tsprune.errors import TspruneError
 from tsprune.models._config import entry, positive
 from tsprune.models._forecaster import Capabilities, Forecaster, at_levels, window_index
 from tsprune.models._names import Renames, Rule
+from tsprune.models._rollout import as_given, unrounded
 
 FAMILY_NAME = "timesfm"
 OLDER, NEWER = "timesfm", "timesfm2_5"
@@ -199,7 +200,7 @@ class PatchDecoder(Forecaster):
         scale = RowScale.of(values, observed) if scale is None else scale
         if not self.window_size:
             return *self.network(values, observed, scale), scale
-        trend = F.avg_pool1d(F.pad(values, (self.window_size - 1, 0))[:, None], self.window_size, stride=1)[:, 0]
+        trend = F.pad(values, (self.window_size - 1, 0)).unfold(-1, self.window_size, 1).mean(-1)
         location = torch.cat([scale.location, torch.zeros_like(scale.location)])
         halves = RowScale(location, scale.scale.repeat(2, 1))
         entries, offsets = self.network(torch.cat([trend, values - trend]), observed.repeat(2, 1), halves)
@@ -208,8 +209,8 @@ class PatchDecoder(Forecaster):
 
     def filled(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Values in whole patches `[B, N * patch]`, 0 where nothing was observed, and bool observed."""
-        wide = newest(context, self.context_length).to(torch.promote_types(self.dtype, torch.float32))
-        whole = left_fill(fill_gaps(wide), self.patch)
+        wide = torch.promote_types(torch.promote_types(self.dtype, torch.float32), context.dtype)
+        whole = left_fill(fill_gaps(newest(context, self.context_length).to(wide)), self.patch)
         observed = ~torch.isnan(whole)
         return whole.masked_fill(~observed, 0.0), observed
 
@@ -243,7 +244,7 @@ class PatchDecoder(Forecaster):
     def predict(self, batch: Batch, steps: int) -> Tensor:
         """Quantiles `[B, Q, steps]`; beyond the native horizon the point forecast is fed back."""
         self.check_batch(batch)
-        values, observed = self.filled(batch.context)
+        values, observed = self.filled(unrounded(batch.context))
         context = values.masked_fill(~observed, torch.nan)
         entries, offsets, scale = self(context)
         blocks: list[Tensor] = [scale.invert(entries)]
@@ -255,10 +256,10 @@ class PatchDecoder(Forecaster):
         if offsets is not None:
             whole = self.spread(whole, offsets * scale.scale[:, :, None])
         found: Tensor = whole[:, 1:]
-        if not self.positive:
-            return found
-        without = values.masked_fill(~observed, torch.inf).amin(-1) >= 0
-        return torch.where(without[:, None, None], found.clamp(min=0.0), found)
+        if self.positive:
+            without = values.masked_fill(~observed, torch.inf).amin(-1) >= 0
+            found = torch.where(without[:, None, None], found.clamp(min=0.0), found)
+        return as_given(found, batch.context)
 
     def spread(self, entries: Tensor, offsets: Tensor) -> Tensor:
         """Put the quantiles at their distance from the point forecast, as far as that is known."""

@@ -131,7 +131,8 @@ class TimesFM2(PatchDecoder):
     def filled(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """As in every network of the family; besides, values equal to `pad_val` are padding wherever they stand."""
         values, observed = super().filled(context)
-        observed = observed & ((values - self.padding_value).abs() >= self.tolerance)
+        # In float32, which cannot tell the public value from its neighbours.
+        observed = observed & ((values.float() - self.padding_value).abs() >= self.tolerance)
         return values.masked_fill(~observed, 0.0), observed
 
     def network(self, values: Tensor, observed: Tensor, scale: RowScale) -> tuple[Tensor, Tensor | None]:

@@ -28,7 +28,7 @@ from tsprune.errors import TspruneError
 from tsprune.models._config import entry, feed_forward_kind, patch_setup
 from tsprune.models._forecaster import Capabilities, Checkpoint, Forecaster, at_levels
 from tsprune.models._fresh import fresh_weights
-from tsprune.models._rollout import level_masses, weighted_quantiles
+from tsprune.models._rollout import as_given, level_masses, unrounded, weighted_quantiles
 
 PATHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -258,8 +258,9 @@ class Chronos2(Forecaster):
 
     def predict(self, batch: Batch, steps: int) -> Tensor:
         """Quantiles `[B, Q, steps]`; beyond the native horizon nine quantile paths are fed back."""
-        blocks = [self._one_block(batch.context, batch.group_ids, batch.future, steps)]
-        context, future, rows = batch.context[:, None], batch.future, batch.rows
+        context, future, rows = unrounded(batch.context), batch.future, batch.rows
+        blocks = [self._one_block(context, batch.group_ids, future, steps)]
+        context = context[:, None]
         ids = None
         if batch.group_ids is not None:
             # Each path of a group's rows is a group of its own; rows that are alone stay so.
@@ -282,8 +283,8 @@ class Chronos2(Forecaster):
                 steps - done,
             )
             pooled = samples.reshape(rows, -1, samples.shape[-1])
-            blocks.append(weighted_quantiles(pooled, weights.to(pooled), self.levels))
-        return torch.cat(blocks, dim=-1)[..., :steps]
+            blocks.append(weighted_quantiles(pooled, weights, self.levels))
+        return as_given(torch.cat(blocks, dim=-1)[..., :steps], batch.context)
 
     def _one_block(self, context: Tensor, group_ids: Tensor | None, future: Tensor | None, wanted: int) -> Tensor:
         steps = min(-(-wanted // self.patch) * self.patch, self.native_horizon)

@@ -24,7 +24,7 @@ from tsprune.models._config import entry, patch_setup
 from tsprune.models._corpora import CHRONOS
 from tsprune.models._forecaster import Capabilities, Checkpoint, Forecaster
 from tsprune.models._fresh import fresh_weights
-from tsprune.models._rollout import empirical_quantiles
+from tsprune.models._rollout import as_given, empirical_quantiles, unrounded
 from tsprune.models._t5 import (
     CROSS,
     Parts,
@@ -181,16 +181,17 @@ class ChronosBolt(Forecaster):
     def predict(self, batch: Batch, steps: int) -> Tensor:
         """Quantiles `[B, Q, steps]`; beyond the native horizon every quantile path is fed back."""
         self.check_batch(batch)
-        prediction, scale = self(batch.context)
+        context = newest(unrounded(batch.context), self.context_length)
+        prediction, scale = self(context)
         blocks = [scale.invert(prediction)]
         rows, paths = batch.rows, len(self.levels)
-        context = newest(batch.context, self.context_length)[:, None].expand(-1, paths, -1)
+        context = context[:, None].expand(-1, paths, -1)
         while sum(block.shape[-1] for block in blocks) < steps:
-            context = newest(torch.cat([context, blocks[-1].to(context.dtype)], dim=-1), self.context_length)
+            context = newest(torch.cat([context, blocks[-1]], dim=-1), self.context_length)
             prediction, scale = self(context.flatten(0, 1))
             samples = scale.invert(prediction).view(rows, paths * paths, -1)
             blocks.append(empirical_quantiles(samples, self.levels))
-        return torch.cat(blocks, dim=-1)[..., :steps]
+        return as_given(torch.cat(blocks, dim=-1)[..., :steps], batch.context)
 
 
 FAMILY = ChronosBolt

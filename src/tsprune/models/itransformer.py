@@ -23,6 +23,7 @@ from tsprune.models._config import entry, positive
 from tsprune.models._convolutions import as_convolutions, as_maps
 from tsprune.models._forecaster import Capabilities, Forecaster, each_window, window_index
 from tsprune.models._names import Renames
+from tsprune.models._rollout import as_given, unrounded
 
 NAME = "itransformer"
 LAYER = "encoder.attn_layers.*"
@@ -201,13 +202,13 @@ class ITransformer(Forecaster):
     def predict(self, batch: Batch, steps: int) -> Tensor:
         """Point forecasts `[B, 1, steps]`; beyond the native horizon those of all series are fed back."""
         self.check_batch(batch)
-        context = self._rows(batch.context)
+        context = self._rows(unrounded(batch.context))
         groups = Groups.single(context) if batch.group_ids is None else Groups.of(window_index(batch))
         blocks = []
         for _ in range(-(-steps // self.native_horizon)):
             blocks.append(self._forecasts(context, groups))
-            context = newest(torch.cat([context, blocks[-1].to(context.dtype)], dim=-1), self.context_length)
-        return torch.cat(blocks, dim=-1)[:, None, :steps]
+            context = newest(torch.cat([context, blocks[-1]], dim=-1), self.context_length)
+        return as_given(torch.cat(blocks, dim=-1)[:, None, :steps], batch.context)
 
 
 FAMILY = ITransformer

@@ -23,7 +23,7 @@ from tsprune.models._packedencoder import PackedEncoder, check_tokens, swiglu
 from tsprune.models._packedforecaster import LICENCE, NOTE, PackedForecaster, row_means
 from tsprune.models._packedwindows import PackedWindows, all_rows, causal_mean_fill, pack_windows
 from tsprune.models._packing import Packed
-from tsprune.models._rollout import DECILES, empirical_quantiles
+from tsprune.models._rollout import DECILES, as_given, empirical_quantiles, unrounded
 
 CONTEXT = 2048
 
@@ -134,8 +134,8 @@ class Moirai2(PackedForecaster):
     def predict(self, batch: Batch, steps: int) -> Tensor:
         """Quantiles `[B, Q, steps]`; of covariates what `all_rows` says."""
         self.check_batch(batch)
-        windows = self._windows(batch, steps)
-        return all_rows(batch, windows.rows, self.quantile_patches(windows)[..., :steps])
+        windows = self._windows(replace(batch, context=unrounded(batch.context)), steps)
+        return all_rows(batch, windows.rows, as_given(self.quantile_patches(windows)[..., :steps], batch.context))
 
     def _windows(self, batch: Batch, steps: int, *, teach: bool = False) -> PackedWindows:
         size = self.patch

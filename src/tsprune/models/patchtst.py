@@ -24,7 +24,7 @@ from tsprune.models._forecaster import Capabilities, Checkpoint, Forecaster
 from tsprune.models._fresh import fresh_weights
 from tsprune.models._names import Renames
 from tsprune.models._patchtst_network import DISTRIBUTIONS, POOLS, Encoder, EncoderLayer, Head, Positions
-from tsprune.models._rollout import DECILES
+from tsprune.models._rollout import DECILES, as_given, unrounded
 
 NAME = "patchtst"
 LAYER = "model.encoder.layers.*"
@@ -139,8 +139,8 @@ class PatchTST(Forecaster):
         Args:
             context: `[B, L]`, original units, NaN = missing; only the last `context_length` steps are used.
         """
-        wide = fill_gaps(newest(context, self.context_length).to(torch.promote_types(self.dtype, torch.float32)))
-        values = fitted(wide, self.context_length)
+        wide = torch.promote_types(torch.promote_types(self.dtype, torch.float32), context.dtype)
+        values = fitted(fill_gaps(newest(context, self.context_length).to(wide)), self.context_length)
         observed = ~torch.isnan(values)
         scale = self.scale_of(values, observed)
         scaled = scale.apply(values).masked_fill(~observed, 0.0)
@@ -192,7 +192,7 @@ class PatchTST(Forecaster):
     def predict(self, batch: Batch, steps: int) -> Tensor:
         """Quantiles, or the point forecast, `[B, Q, steps]`; beyond the native horizon the median is fed back."""
         self.check_batch(batch)
-        context = fill_gaps(newest(batch.context, self.context_length))
+        context = fill_gaps(newest(unrounded(batch.context), self.context_length))
         blocks: list[Tensor] = []
         while len(blocks) * self.native_horizon < steps:
             out, scale, _ = self(context)
@@ -202,8 +202,8 @@ class PatchTST(Forecaster):
                 found = self.distribution(out, scale.location, scale.scale).quantile(self.levels)
                 quantiles = found.transpose(0, 1)
             blocks.append(quantiles)
-            context = newest(torch.cat([context, median.to(context.dtype)], dim=-1), self.context_length)
-        return torch.cat(blocks, dim=-1)[..., :steps]
+            context = newest(torch.cat([context, median], dim=-1), self.context_length)
+        return as_given(torch.cat(blocks, dim=-1)[..., :steps], batch.context)
 
 
 def _refuse(config: Mapping[str, Any]) -> None:

@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from tsprune.blocks.experts import balance_loss, routings
 from tsprune.blocks.keycache import KeyCache
 from tsprune.blocks.patching import InstanceScale, fill_gaps
-from tsprune.blocks.tracing import all_set, newest
+from tsprune.blocks.tracing import all_set, at_most, newest
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry
 from tsprune.models._forecaster import Capabilities, Checkpoint, Forecaster
 from tsprune.models._fresh import fresh_weights
 from tsprune.models._names import Renames
+from tsprune.models._rollout import as_given, unrounded
 from tsprune.models._time_moe_network import Decoder, OutputHead, keep_newest, mask_of, positions_of
 
 HUBER = 2.0
@@ -173,9 +174,10 @@ class TimeMoe(Forecaster):
                 return torch.cat(found, dim=1)
             positions = positions[..., -1:] + torch.arange(1, new + 1, device=values.device)
             seen, keys = None if seen is None else F.pad(seen, (0, new), value=True), keys + new
-            if limit is not None and keys > limit:
-                keep_newest(caches, limit - new)
-                seen, keys = None if seen is None else seen[:, -limit:], limit
+            if limit is not None:
+                keys = at_most(limit, keys)
+                keep_newest(caches, keys - new)
+                seen = None if seen is None else newest(seen, keys)
 
     def read(self, context: Tensor) -> Past:
         """Standardise a context `[B, L]`, NaN = missing, by the mean and the standard deviation of a sample."""
@@ -230,9 +232,10 @@ class TimeMoe(Forecaster):
     def predict(self, batch: Batch, steps: int) -> Tensor:
         """Forecasts `[B, 1, steps]`, a head's horizon at a time."""
         self.check_batch(batch)
-        past = self.read(batch.context)
+        past = self.read(unrounded(batch.context))
         seen = None if all_set(past.seen) else past.seen
-        return past.scale.invert(self.continued(past.values, steps, seen=seen, limit=self.reach)[:, None])
+        found = self.continued(past.values, steps, seen=seen, limit=self.reach)
+        return as_given(past.scale.invert(found[:, None]), batch.context)
 
 
 def huber_sums(given: Tensor, labels: Tensor, counted: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor]:

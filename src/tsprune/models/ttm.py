@@ -19,6 +19,7 @@ from tsprune.models._config import entry
 from tsprune.models._forecaster import Capabilities, Checkpoint, Forecaster, each_window, window_index
 from tsprune.models._fresh import fresh_weights
 from tsprune.models._names import Renames
+from tsprune.models._rollout import as_given, unrounded
 from tsprune.models._ttm_network import Decoder, Encoder, Head
 from tsprune.models._ttm_settings import Settings
 
@@ -204,13 +205,13 @@ class TTM(Forecaster):
         """Point forecasts `[B, 1, steps]`; beyond the native horizon they are fed back."""
         self.check_batch(batch)
         order = self._windows(batch)
-        context = newest(batch.context[order], self.context_length)
+        context = newest(unrounded(batch.context)[order], self.context_length)
         blocks: list[Tensor] = []
         while len(blocks) * self.native_horizon < steps:
             prediction, scale = self(context)
             blocks.append(scale.invert(prediction))
-            context = newest(torch.cat([context, blocks[-1].to(context.dtype)], dim=-1), self.context_length)
-        rows = torch.cat(blocks, dim=-1)[..., :steps].flatten(0, 1)
+            context = newest(torch.cat([context, blocks[-1]], dim=-1), self.context_length)
+        rows = as_given(torch.cat(blocks, dim=-1)[..., :steps].flatten(0, 1), batch.context)
         return (rows if self.settings.series == 1 else rows[_inverse(order)])[:, None]
 
     def network_windows(self, batch: Batch) -> Tensor:
