@@ -178,6 +178,13 @@ def test_files_of_every_type_are_read_as_the_library_reads_them(tmp_path: Path) 
         assert torch.equal(found[name].view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8))
 
 
+def test_weights_go_where_they_are_sent_whatever_torchs_default_device_is(tmp_path: Path) -> None:
+    model = tiny_model("chronos_bolt")
+    folder = save(slim(model, halves(model)), tmp_path / "model")
+    with torch.device("meta"):
+        assert load(folder).device.type == "cpu"
+
+
 @pytest.mark.parametrize("collecting", [True, False])
 def test_the_garbage_collector_is_left_as_it_was(collecting: bool, tmp_path: Path) -> None:
     folder = save(tiny_model("chronos2"), tmp_path / "model")

@@ -75,9 +75,9 @@ def load(
         TspruneError: names the missing, unreadable or unfitting file, entry or tensor.
     """
     check_dtype(dtype)
-    place = device_of(device)
+    place, directory = device_of(device), locate(str(source))
     with uncollected():
-        model = _on_cpu(locate(str(source)), family, dtype, bits)
+        model = _on_cpu(directory, family, dtype, bits)
     return (model if place.type == "cpu" else model.to(place)).eval()
 
 

@@ -78,7 +78,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
                 if (dtype := TYPES.get(told["dtype"])) is None:
                     found[name] = file.get_tensor(name).clone()
                     continue
-                found[name] = tensor = torch.empty(told["shape"], dtype=dtype)
+                found[name] = tensor = torch.empty(told["shape"], dtype=dtype, device="cpu")
                 raw.seek(8 + size + told["data_offsets"][0])
                 _read_into(raw, tensor)
             return found
