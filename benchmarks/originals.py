@@ -8,10 +8,11 @@ original class; the same inputs; outputs are compared first, and a case whose ou
 take turns, each in a process of its own on one thread, so that a neighbour on the machine hits both. A pass is the
 network with its scaling and patching, or tokenising, in eval mode without gradients; nothing is rolled out.
 
-A ratio is the median of ours over the median of theirs; quartiles are of the ratios of single rounds. A measurement is
-marked busy when the load average at its beginning is above 1.5, or when other programs took more than half a core
-during it; the next run measures it again. Finished cells lie in runs/benchmarks: remove originals.jsonl there after
-changing code. Linux. Exits with 1 when outputs are apart or an original fails.
+Ours is timed as it is and inside `model.prepacked()`. A ratio is the median of ours over the median of theirs;
+quartiles are of the ratios of single rounds. A measurement is marked busy when the load average at its beginning is
+above 1.5, or when other programs took more than half a core during it; the next run measures it again. Finished cells
+lie in runs/benchmarks: remove originals.jsonl there after changing code. Linux. Exits with 1 when outputs are apart or
+an original fails.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from originals_cases import ABSENT, CASES, CONTEXT, STEPS, Case, Tensors, random
 
 from tsprune.evaluation.machine import cpu_seconds_of_others, load_average, machine_line, versions  # noqa: E402
 from tsprune.models import load, save  # noqa: E402
+from tsprune.speed.runtimes.prepacked import sharing  # noqa: E402
 from tsprune.stages import write_json  # noqa: E402
 
 MOST_APART = 3e-4
@@ -136,17 +138,18 @@ def summary(values: list[float], factor: float = 1.0) -> dict[str, float]:
     return {"median": round(median, 4), "q1": round(q1, 4), "q3": round(q3, 4)}
 
 
-def measured(ours: Callable[[], object], theirs: Originals, seconds: float) -> dict[str, Any]:
-    """Turns of both sides, ours first in every other round; a turn's time is the median of its passes."""
+def measured(ours: dict[str, Callable[[], object]], theirs: Originals, seconds: float) -> dict[str, Any]:
+    """Turns of all sides, the other way round in every other round; a turn's time is the median of its passes."""
 
     def turn(side: str, passes: int) -> dict[str, float]:
         # The other process has just had the caches: where a pass is short, the first one is not counted.
         more = int(passes > 1)
-        taken = timed(ours, passes + more) if side == "ours" else theirs.ask("time", passes=passes + more)
+        taken = timed(ours[side], passes + more) if side in ours else theirs.ask("time", passes=passes + more)
         return {clock: float(np.median(values[more:])) for clock, values in taken.items()}
 
-    sides = ("ours", "theirs")
-    # The comparison has warmed both up.
+    sides = [*ours, "theirs"]
+    # The comparison has warmed both processes up; the first turn lays weights out.
+    turn("prepacked", 1)
     once = {side: turn(side, 1)["wall"] for side in sides}
     passes = min(MOST_PASSES, max(1, round(TURN_SECONDS / max(once.values()))))
     whole = (passes + (passes > 1)) * sum(once.values())
@@ -157,12 +160,17 @@ def measured(ours: Callable[[], object], theirs: Originals, seconds: float) -> d
             taken[side].append(turn(side, passes))
     found: dict[str, Any] = {"rounds": rounds, "passes_per_turn": passes}
     for clock in ("wall", "cpu"):
-        mine, other = ([one[clock] for one in taken[side]] for side in sides)
-        ratio = {"ratio": round(float(np.median(mine) / np.median(other)), 4)}
-        of_rounds = summary([a / b for a, b in zip(mine, other, strict=True)])
-        found[clock] = ratio | {f"ratio_{name}": of_rounds[name] for name in ("q1", "q3")}
-        found[clock] |= {"ours_ms": summary(mine, 1e3), "theirs_ms": summary(other, 1e3)}
+        times = {side: [one[clock] for one in taken[side]] for side in sides}
+        found[clock] = beside(times["ours"], times["theirs"]) | {"theirs_ms": summary(times["theirs"], 1e3)}
+        found[clock]["prepacked"] = beside(times["prepacked"], times["theirs"])
     return found
+
+
+def beside(mine: list[float], other: list[float]) -> dict[str, Any]:
+    """The ratio of medians, quartiles of the ratios of single rounds, and our times."""
+    of_rounds = summary([a / b for a, b in zip(mine, other, strict=True)])
+    ratio = {"ratio": round(float(np.median(mine) / np.median(other)), 4)}
+    return ratio | {f"ratio_{name}": of_rounds[name] for name in ("q1", "q3")} | {"ours_ms": summary(mine, 1e3)}
 
 
 def cell(case: Case, model: Any, theirs: Originals, rows: int, folder: Path, seconds: float) -> dict[str, Any]:
@@ -172,10 +180,16 @@ def cell(case: Case, model: Any, theirs: Originals, rows: int, folder: Path, sec
     save_file(inputs, given)
     theirs.ask("forward", inputs=str(given), outputs=str(returned))
     shown = case.shown(model, inputs, case.forward(model, inputs))
-    apart = differences(shown, load_file(returned))
+    reference = load_file(returned)
+    apart = differences(shown, reference)
+    with model.prepacked():
+        differences(case.shown(model, inputs, case.forward(model, inputs)), reference)
     load_before, before, started = load_average(), cpu_seconds_of_others(), time.perf_counter()
     worker = theirs.ask("processor")["seconds"]
-    found = measured(lambda: case.forward(model, inputs), theirs, seconds)
+    twin = sharing(model)
+    with twin.prepacked():
+        sides = {"ours": lambda: case.forward(model, inputs), "prepacked": lambda: case.forward(twin, inputs)}
+        found = measured(sides, theirs, seconds)
     taken, after = time.perf_counter() - started, cpu_seconds_of_others()
     worker = theirs.ask("processor")["seconds"] - worker
     others = None if before is None or after is None else round((after - before - worker) / taken, 3)
@@ -218,7 +232,8 @@ def line(name: str, rows: int, found: dict[str, Any]) -> str:
         f"{name:<20} {rows:>3} rows: ours {wall['ours_ms']['median']:>8.2f} ms, theirs "
         f"{wall['theirs_ms']['median']:>8.2f} ms, ratio {wall['ratio']:.2f} ({wall['ratio_q1']:.2f} to "
         f"{wall['ratio_q3']:.2f}), of processor time {cpu['ratio']:.2f}; apart by "
-        f"{found['difference']['relative']:.0e}{'  BUSY' if found['busy'] else ''}"
+        f"{found['difference']['relative']:.0e}; prepacked {wall['prepacked']['ratio']:.2f}"
+        f"{'  BUSY' if found['busy'] else ''}"
     )
 
 
@@ -235,6 +250,7 @@ def report(store: Store, left_out: dict[str, str], seconds: float) -> dict[str, 
     return {
         "question": "Is a dense forward pass of ours as fast as that of the original implementation?",
         "ratio": "time of ours over time of theirs, below 1 where ours is faster",
+        "prepacked": "the same of ours inside model.prepacked(), weights laid out beforehand",
         "context": CONTEXT,
         "steps": STEPS,
         "seconds_per_cell": seconds,

@@ -33,8 +33,8 @@ class LatencySettings:
     threads: tuple[str, ...] = option(("1", "all"), "Threads, for torch and for the runtimes; all is every core.")
     runtimes: tuple[str, ...] = option(
         (),
-        "Runtimes: eager, compile, onnx, onnx_int8. Default: those that are installed, but compile, which takes up to "
-        "a minute per row. The ONNX ones need the extra tsprune[onnx]; eager is always among them.",
+        "Runtimes: eager, prepacked, compile, onnx, onnx_int8. Default: those that are installed, but compile, which "
+        "takes up to a minute per row. The ONNX ones need the extra tsprune[onnx]; eager is always among them.",
     )
     devices: tuple[str, ...] = field(
         default=("cpu",), metadata={"help": "Devices: cpu, cuda or cuda:N.", "flag": "--device"}

@@ -140,6 +140,8 @@ def _forecast(
     import pandas as pd
     import torch
 
+    from tsprune.blocks.prepacked import prepacked
+
     grouping = "all" if together else "none"
     parts = (
         [np.arange(len(panel.series))]
@@ -147,18 +149,19 @@ def _forecast(
         else np.array_split(np.arange(len(panel.series)), -(-len(panel.series) // ROWS))
     )
     tables = []
-    for part in parts:
-        batch = forecast_batch(panel, length, horizon, grouping=grouping, series=None if together else part)  # type: ignore[arg-type]
-        quantiles = model.forecast(batch.to(model.device), horizon, levels).cpu()
-        if batch.is_target is not None:
-            quantiles = quantiles[batch.is_target]
-        if bool(torch.isnan(quantiles).any()):
-            row = int(torch.isnan(quantiles).flatten(1).any(1).nonzero()[0])
-            raise TspruneError(
-                f"the forecast of series {panel.series[int(part[row])].id!r} is not a number; check its values"
-            )
-        for row, index in enumerate(part.tolist()):
-            tables.append(_table(panel, index, horizon, quantiles[row].numpy(), levels))
+    with prepacked(model, len(panel.series)):
+        for part in parts:
+            batch = forecast_batch(panel, length, horizon, grouping=grouping, series=None if together else part)  # type: ignore[arg-type]
+            quantiles = model.forecast(batch.to(model.device), horizon, levels).cpu()
+            if batch.is_target is not None:
+                quantiles = quantiles[batch.is_target]
+            if bool(torch.isnan(quantiles).any()):
+                row = int(torch.isnan(quantiles).flatten(1).any(1).nonzero()[0])
+                raise TspruneError(
+                    f"the forecast of series {panel.series[int(part[row])].id!r} is not a number; check its values"
+                )
+            for row, index in enumerate(part.tolist()):
+                tables.append(_table(panel, index, horizon, quantiles[row].numpy(), levels))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tsprune.blocks.prepacked import prepacked
 from tsprune.budgets import Budget, Sizes
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
@@ -53,7 +54,7 @@ def validation_loss(model: Forecaster, batches: Sequence[Batch]) -> float:
     training = model.training
     model.eval()
     total, windows = 0.0, 0
-    with torch.no_grad():
+    with torch.no_grad(), prepacked(model, sum(batch.rows for batch in batches)):
         for batch in batches:
             losses = model.loss(batch.to(model.device))
             total += float(losses.double().sum())

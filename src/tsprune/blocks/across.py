@@ -85,7 +85,8 @@ class AcrossSeriesAttention(Attention):
         if observed is not None:
             allowed = allowed & observed[table].view(count, size, length)
         allowed = allowed.permute(0, 2, 1).reshape(count * length, 1, 1, size)
-        query, key, value = lay_out(self._queries(x)), lay_out(self._keys(x)), lay_out(self._values(x))
+        q, k, v = self._made_of(x)
+        query, key, value = lay_out(self._queries(x, q)), lay_out(self._keys(x, k)), lay_out(self._values(x, v))
         # Where nobody of a group is observed the weights become uniform; such positions are never read later.
         mixed = self._attend(query, key, value, self._full_mask(allowed, None, query), live=allowed)
         heads, width = mixed.shape[1], mixed.shape[3]

@@ -16,7 +16,8 @@ from tsprune.blocks.keycache import KeyCache
 from tsprune.blocks.linear import ChannelLinear
 from tsprune.blocks.norms import QueryScale
 from tsprune.blocks.onequery import alone, fits, one_query
-from tsprune.blocks.positions import rotate
+from tsprune.blocks.positions import blind, rotate, with_order
+from tsprune.blocks.prepacked import Packed, together
 from tsprune.blocks.tracing import tracing
 from tsprune.blocks.units import Block, Part, Settled, UnitGroup
 from tsprune.errors import TspruneError
@@ -54,6 +55,8 @@ class Attention(Block):
         query_scale: whether a learned factor for every entry of a query takes the place of `scale`.
         dropout: probability on the attention weights, in training.
     """
+
+    packed: Packed | None = None
 
     def __init__(
         self,
@@ -147,7 +150,8 @@ class Attention(Block):
         """
         if self.heads == 0:
             return self._without_heads(x)
-        query = self._placed(self._queries(x), rotary, self.q_norm, self.shape.kv_of_head)
+        q, k, v = self._made_of(x) if memory is None else (None, None, None)
+        query = self._placed(self._queries(x, q), rotary, self.q_norm, self.shape.kv_of_head)
         if self.query_scale is not None:
             query = self.query_scale(query, self.shape.turned(self._full_pairs, self.shape.kv_of_head))
         turned = rotary is not None or key_rotary is not None
@@ -156,31 +160,38 @@ class Attention(Block):
             return self._join(one.transpose(1, 2).flatten(2))
         if cache is None or memory is None or cache.key is None or cache.value is None:
             source, turn = (x if memory is None else memory), (rotary if key_rotary is None else key_rotary)
-            key = self._placed(self._keys(source), turn, self.k_norm, range(self.shape.kv_heads))
-            value = self._values(source)
+            key = self._placed(self._keys(source, k), turn, self.k_norm, range(self.shape.kv_heads))
+            value = self._values(source, v)
             if cache is not None:
                 key, value = cache.extended(key, value)
         else:
             key, value = cache.key, cache.value
         plain = self._plain(query, value)
         fused = not plain and not (self.has_table and buckets is not None)
-        mask, causal = _with_order(mask, causal, query.shape[2], key, fused)
+        mask, causal = with_order(mask, causal, query.shape[2], key, fused)
         added = self._full_mask(mask, buckets, query)
         mixed = self._attend(query, key, value, added, live=mask, causal=causal)
         return self._join(mixed.transpose(1, 2).flatten(2))
 
-    def _queries(self, x: Tensor) -> Tensor:
-        """`[B, H, T, W]`, heads padded with zeros to the widest."""
-        return _heads(self.q(x), self.heads, self.shape.pair_width, self.shape.padded_q)
+    def _made_of(self, x: Tensor) -> Sequence[Tensor | None]:
+        """What the maps of queries, keys and values make of `x` where one product does it, else Nones."""
+        maps = (self.q, self.k, self.v)
+        if self.packed is None or not all(type(one) is ChannelLinear and one.plain for one in maps):
+            return None, None, None
+        return together(self.packed, maps, x)
 
-    def _keys(self, x: Tensor) -> Tensor:
+    def _queries(self, x: Tensor, made: Tensor | None = None) -> Tensor:
+        """`[B, H, T, W]`, heads padded with zeros to the widest; `made` is what the map makes of `x`, if known."""
+        return _heads(self.q(x) if made is None else made, self.heads, self.shape.pair_width, self.shape.padded_q)
+
+    def _keys(self, x: Tensor, made: Tensor | None = None) -> Tensor:
         """`[B, G, S, W]`."""
-        key = self.pair_gate(self.k(x))
+        key = self.pair_gate(self.k(x) if made is None else made)
         return _heads(key, self.shape.kv_heads, self.shape.pair_width, self.shape.padded_k)
 
-    def _values(self, x: Tensor) -> Tensor:
+    def _values(self, x: Tensor, made: Tensor | None = None) -> Tensor:
         """`[B, G, S, V]`."""
-        value = self.value_gate(self.v(x))
+        value = self.value_gate(self.v(x) if made is None else made)
         return _heads(value, self.shape.kv_heads, self.shape.value_width, self.shape.padded_v)
 
     @property
@@ -252,7 +263,7 @@ class Attention(Block):
             key, value = key.index_select(1, index), value.index_select(1, index)
         dropout = self.dropout if self.training else 0.0
         # Where every key is masked, the fused kernel's backward pass on CPUs is wrong (torch 2.13).
-        if self._plain(query, value) or (query.device.type == "cpu" and _blind(live)):
+        if self._plain(query, value) or (query.device.type == "cpu" and blind(live)):
             return self._attend_plainly(query, key, value, added, dropout, live)
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=added, dropout_p=dropout, scale=self.scale, is_causal=causal
@@ -379,21 +390,3 @@ def _heads(x: Tensor, heads: int, width: int, padded: Tensor | None) -> Tensor:
     if padded is not None:
         x = F.pad(x, (0, 1)).index_select(-1, padded.to(x.device))
     return x.view(*x.shape[:-1], heads, width).transpose(1, 2)
-
-
-def _with_order(
-    mask: Tensor | None, causal: bool, queries: int, key: Tensor, fused: bool
-) -> tuple[Tensor | None, bool]:
-    """The mask with causality in it, or causality left to the fused kernel, which has no other mask then."""
-    keys = key.shape[2]
-    if not causal or (not tracing() and queries == 1):
-        return mask, False
-    if mask is None and fused and queries == keys:
-        return None, True
-    ordered = torch.ones(queries, keys, dtype=torch.bool, device=key.device).tril(keys - queries)[None, None]
-    return (ordered if mask is None else mask & ordered), False
-
-
-def _blind(mask: Tensor | None) -> bool:
-    """Whether a bool mask leaves some query nothing to attend to."""
-    return mask is not None and not bool(mask.any(-1).all())

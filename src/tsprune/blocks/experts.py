@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.gate import Gate, Rows, mask_for
+from tsprune.blocks.prepacked import Linear
 from tsprune.blocks.tracing import tracing
 from tsprune.blocks.units import Block, Part, UnitGroup, shell
 from tsprune.errors import TspruneError
@@ -78,10 +79,10 @@ class MixtureOfExperts(Block):
             raise TspruneError(f"{top_k} experts per token do not fit {len(experts)} experts")
         self.top_k = top_k
         self.normalise = normalise
-        self.gate: nn.Linear | Distances = nn.Linear(width, len(experts), bias=False) if router is None else router
+        self.gate: nn.Linear | Distances = Linear(width, len(experts), bias=False) if router is None else router
         self.experts = nn.ModuleDict({str(number): expert for number, expert in enumerate(experts)})
         self.shared_expert = shared
-        self.shared_expert_gate = nn.Linear(width, 1, bias=False) if shared is not None and shared_gate else None
+        self.shared_expert_gate = Linear(width, 1, bias=False) if shared is not None and shared_gate else None
         self.expert_gate = Gate(len(experts))
         self.watch: RouterWatch | None = None
 
@@ -181,7 +182,7 @@ def _router_of(router: nn.Linear | Distances, stay: Sequence[int]) -> nn.Linear 
         nearer.centroids = router.centroids[torch.tensor(stay, dtype=torch.long, device=router.centroids.device)]
         return nearer
     weight = router.weight.detach()
-    smaller = nn.Linear(1, 1, bias=False, device="meta")
+    smaller = Linear(1, 1, bias=False, device="meta")
     smaller.in_features, smaller.out_features = weight.shape[1], len(stay)
     rows = weight.index_select(0, torch.tensor(stay, dtype=torch.long, device=weight.device))
     smaller.weight = nn.Parameter(rows, requires_grad=router.weight.requires_grad)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tsprune.blocks.gate import Gate, Rows
 from tsprune.blocks.linear import ChannelLinear
+from tsprune.blocks.prepacked import Packed, together
 from tsprune.blocks.units import Block, Part, Settled, UnitGroup, as_index, as_mask
 from tsprune.errors import TspruneError
 
@@ -40,6 +41,8 @@ class FeedForward(Block):
         bias: whether the maps have biases.
         dropout: probability on the hidden channels, in training.
     """
+
+    packed: Packed | None = None
 
     def __init__(
         self,
@@ -74,10 +77,26 @@ class FeedForward(Block):
         if self.hidden == 0:
             empty: Tensor = self.wo(x.new_zeros(*x.shape[:-1], 0), rows)
             return empty
-        inner = self.act(self.wi_0(x, rows)) * self.wi_1(x, rows) if self.gated else self.act(self.wi(x, rows))
+        inner = self._gated(x, rows) if self.gated else self._activated(x, rows)
         inner = self.dropout(inner) if self.training else inner
         projected: Tensor = self.wo(self.gate(inner, rows), rows)
         return projected
+
+    def _activated(self, x: Tensor, rows: Rows | None) -> Tensor:
+        """Hidden channels without a multiplicative gate, `[..., H]`."""
+        if self.packed is not None and self.act is F.relu and type(self.wi) is ChannelLinear and self.wi.plain:
+            return self.wi.rectified(x)
+        return self.act(self.wi(x, rows))
+
+    def _gated(self, x: Tensor, rows: Rows | None) -> Tensor:
+        """Hidden channels with one, `[..., H]`."""
+        maps = (self.wi_0, self.wi_1)
+        if self.packed is not None and all(type(one) is ChannelLinear and one.plain for one in maps):
+            left, right = together(self.packed, maps, x)
+            if left is not None and right is not None:
+                return self.act(left) * right
+        out: Tensor = self.act(self.wi_0(x, rows)) * self.wi_1(x, rows)
+        return out
 
     @property
     def output(self) -> nn.Linear:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tsprune.blocks.across import AcrossSeriesAttention, Groups, SingleStepAttention
 from tsprune.blocks.attention import Attention
 from tsprune.blocks.linear import ChannelLinear
+from tsprune.blocks.prepacked import Linear
 from tsprune.blocks.units import Block, UnitGroup
 from tsprune.errors import TspruneError
 
@@ -28,7 +29,7 @@ class FoldedAttention(Block):
     def __init__(self, width: int, *, bias: bool, across: bool) -> None:
         super().__init__()
         # Without memory first: a constructor would draw from the global random state.
-        self.map = nn.Linear(width, width, bias=bias, device="meta")
+        self.map = Linear(width, width, bias=bias, device="meta")
         self.across = across
 
     @classmethod

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from tsprune.blocks.units import as_index
+
+Found = TypeVar("Found")
+
+
+def _ordinary(make: Callable[[HeadShape], Found]) -> Callable[[HeadShape], Found]:
+    """What is kept must be fit for use with gradients, also when it is first asked for in inference mode."""
+
+    @wraps(make)
+    def made(shape: HeadShape) -> Found:
+        with torch.inference_mode(False):
+            return make(shape)
+
+    return made
 
 
 @dataclass(frozen=True)
@@ -70,36 +84,43 @@ class HeadShape:
         return len(set(self.values)) < 2
 
     @cached_property
+    @_ordinary
     def head_of_q(self) -> Tensor:
         """Query head of each query row."""
         return _repeat(range(self.heads), [self._width(g) for g in self.kv_of_head])
 
     @cached_property
+    @_ordinary
     def pair_of_q(self) -> Tensor:
         """Pair of each query row; pairs are counted over all key/value heads."""
         return _rows(self._pair_rows(), self.kv_of_head)
 
     @cached_property
+    @_ordinary
     def pair_of_k(self) -> Tensor:
         """Pair of each key row."""
         return _rows(self._pair_rows(), range(self.kv_heads))
 
     @cached_property
+    @_ordinary
     def kv_of_pair(self) -> Tensor:
         """Key/value head of each pair."""
         return _repeat(range(self.kv_heads), [len(pairs) for pairs in self.pairs])
 
     @cached_property
+    @_ordinary
     def kv_of_value(self) -> Tensor:
         """Key/value head of each value row."""
         return _repeat(range(self.kv_heads), self.values)
 
     @cached_property
+    @_ordinary
     def head_of_column(self) -> Tensor:
         """Query head of each column of the output map."""
         return _repeat(range(self.heads), [self.values[g] for g in self.kv_of_head])
 
     @cached_property
+    @_ordinary
     def value_of_column(self) -> Tensor:
         """Value row that each column of the output map reads, through its head."""
         starts = _starts(self.values)
@@ -107,6 +128,7 @@ class HeadShape:
         return _rows(own, self.kv_of_head)
 
     @cached_property
+    @_ordinary
     def kv_index(self) -> Tensor | None:
         """Key/value head of each query head, `[H]`; None where each has its own."""
         own = self.kv_of_head == tuple(range(self.kv_heads))
@@ -123,21 +145,25 @@ class HeadShape:
         return max(self.values, default=0)
 
     @cached_property
+    @_ordinary
     def padded_q(self) -> Tensor | None:
         """Where each entry of equally wide query heads comes from, one past the last for padding; None as they are."""
         return self._padded_pairs(self.kv_of_head)
 
     @cached_property
+    @_ordinary
     def padded_k(self) -> Tensor | None:
         """The same for key heads."""
         return self._padded_pairs(range(self.kv_heads))
 
     @cached_property
+    @_ordinary
     def padded_v(self) -> Tensor | None:
         """The same for value heads."""
         return _padded([(width,) for width in self.values], (self.value_width,))
 
     @cached_property
+    @_ordinary
     def joined(self) -> Tensor | None:
         """Entries of equally wide head outputs that exist, in the order of the output map's columns; None for all."""
         wide = self.value_width
@@ -148,11 +174,13 @@ class HeadShape:
         )
 
     @cached_property
+    @_ordinary
     def kv_of_q(self) -> Tensor:
         """Key/value head of each query row."""
         return torch.tensor(self.kv_of_head, dtype=torch.long, device="cpu")[self.head_of_q]
 
     @cached_property
+    @_ordinary
     def kv_of_column(self) -> Tensor:
         """Key/value head of each column of the output map."""
         return torch.tensor(self.kv_of_head, dtype=torch.long, device="cpu")[self.head_of_column]

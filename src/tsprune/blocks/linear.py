@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tsprune.blocks.gate import Gate, Rows
+from tsprune.blocks.prepacked import Linear
 from tsprune.blocks.units import Part, UnitGroup, shell
 
 CHANNELS = ("in_channel", "out_channel")
 
 
-class ChannelLinear(nn.Linear):
+class ChannelLinear(Linear):
     """A linear map that knows its channels.
 
     Channels on the residual width cannot shrink the stream they read from or write to. Removed ones are zeroed where
@@ -50,19 +50,30 @@ class ChannelLinear(nn.Linear):
     def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
         """`[..., I]` in, `[..., O]` out; `rows` where tokens of all rows of the batch come together."""
         if not self.channel_gates and self.reads is None and self.writes is None:
-            return F.linear(x, self.weight, self.bias)
+            return self.product(x)
         if self.reads is not None:
             x = x.index_select(-1, self.reads.to(x.device))
         gates = self.channel_gates
         if gates and gates["in_channel"].used:
             x = gates["in_channel"](x, rows)
-        out = F.linear(x, self.weight, self.bias)
+        out = self.product(x)
         if gates and gates["out_channel"].used:
             out = gates["out_channel"](out, rows)
         if self.writes is not None:
             whole = out.new_zeros(*out.shape[:-1], self.span)
             out = whole.index_copy(-1, self.writes.to(out.device), out)
         return out
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a matrix and nothing else at present: no index, gate, or hook of somebody who looks on."""
+        return (
+            self.reads is None
+            and self.writes is None
+            and not any(gate.used for gate in self.channel_gates.values())
+            and not self._forward_hooks
+            and not self._forward_pre_hooks
+        )
 
     def gate_of(self, kind: str) -> Gate:
         """The gate of the input or the output channels."""
@@ -171,6 +182,7 @@ def cut_linear(layer: ChannelLinear, rows: Tensor | None = None, columns: Tensor
     # A shell rather than a new map: a constructor would initialise weights, from the global random state.
     smaller = shell(layer)
     smaller.channel_gates = {}
+    vars(smaller).pop("packed", None)
     smaller.out_features, smaller.in_features = weight.shape
     smaller.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
     if bias is not None:

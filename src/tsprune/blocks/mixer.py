@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tsprune.blocks.feedforward import FeedForward
+from tsprune.blocks.prepacked import Linear
 from tsprune.blocks.units import Block, UnitGroup
 
 
@@ -40,7 +41,7 @@ class Mixer(Block):
         self.gate_first = gate_first
         self.mlp = FeedForward(size, hidden, act=act, bias=True, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
-        self.gating = nn.Linear(size, size) if gated else None
+        self.gating = Linear(size, size) if gated else None
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, ..., D]` in and out."""

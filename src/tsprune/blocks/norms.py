@@ -8,6 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tsprune.blocks.tracing import tracing
+
+EXACT = (torch.float32, torch.float64)
+"""Types in which statistics need no wider one."""
+
 
 class RMSNorm(nn.Module):
     """Root mean square norm without centring or bias, its statistics in float32 (T5 style).
@@ -24,8 +29,13 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., width]` in and out."""
+        if x.dtype == self.weight.dtype in EXACT and not torch.is_grad_enabled() and not tracing():
+            # The same steps in one call; with gradients it is the slower way.
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         wide = x if x.dtype == torch.float64 else x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        square = wide.square().mean(-1, keepdim=True) + self.eps
+        # ONNX Runtime makes one operation of this, but only where it is a division.
+        normed = wide / square.sqrt() if tracing() else wide * torch.rsqrt(square)
         return self.weight * normed.to(self.weight.dtype)
 
 

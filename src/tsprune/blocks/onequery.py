@@ -83,12 +83,5 @@ def one_query(attention: Attention, query: Tensor, memory: Tensor, added: Tensor
 
 
 def _plain(layer: object) -> bool:
-    """Whether a map is a matrix and nothing else: no adapter, index, gate or hook."""
-    return (
-        type(layer) is ChannelLinear
-        and layer.reads is None
-        and layer.writes is None
-        and not any(gate.used for gate in layer.channel_gates.values())
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
-    )
+    """Whether a map is a matrix and nothing else, and no adapter."""
+    return type(layer) is ChannelLinear and layer.plain

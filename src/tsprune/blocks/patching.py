@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsprune.blocks.feedforward import activation
+from tsprune.blocks.prepacked import Linear
 from tsprune.blocks.tracing import all_set, neighbours, picked, tracing
 
 
@@ -119,9 +120,9 @@ class ResidualPatchEmbedding(nn.Module):
         self, inputs: int, hidden: int, outputs: int, *, act: str = "relu", bias: bool = True, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.hidden_layer = nn.Linear(inputs, hidden, bias=bias)
-        self.output_layer = nn.Linear(hidden, outputs, bias=bias)
-        self.residual_layer = nn.Linear(inputs, outputs, bias=bias)
+        self.hidden_layer = Linear(inputs, hidden, bias=bias)
+        self.output_layer = Linear(hidden, outputs, bias=bias)
+        self.residual_layer = Linear(inputs, outputs, bias=bias)
         self.dropout = nn.Dropout(dropout)
         self.act = activation(act)
 

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from tsprune.blocks.tracing import tracing
+
 
 def rotary_table(
     positions: Tensor, width: int, theta: float = 10000.0, *, neighbours: bool = False, turned: int | None = None
@@ -95,3 +97,19 @@ def relative_buckets(
     growth = torch.log(distance.float().clamp(min=1) / exact) / math.log(max_distance / exact)
     far = (exact + (growth * (buckets - exact)).long()).clamp(max=buckets - 1)
     return offset + torch.where(distance < exact, distance, far)
+
+
+def with_order(mask: Tensor | None, causal: bool, queries: int, key: Tensor, fused: bool) -> tuple[Tensor | None, bool]:
+    """The mask with causality in it, or causality left to the fused kernel, which has no other mask then."""
+    keys = key.shape[2]
+    if not causal or (not tracing() and queries == 1):
+        return mask, False
+    if mask is None and fused and queries == keys:
+        return None, True
+    ordered = torch.ones(queries, keys, dtype=torch.bool, device=key.device).tril(keys - queries)[None, None]
+    return (ordered if mask is None else mask & ordered), False
+
+
+def blind(mask: Tensor | None) -> bool:
+    """Whether a bool mask leaves some query nothing to attend to."""
+    return mask is not None and not bool(mask.any(-1).all())

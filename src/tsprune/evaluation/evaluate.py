@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from tsprune.blocks.prepacked import prepacked
 from tsprune.data.batch import Batch
 from tsprune.data.split import Split
 from tsprune.data.windows import WindowSet
@@ -96,18 +97,21 @@ def measure(
     naive = _naive_errors(windows, split, scale_ends) if naive_errors is None else None
     each = _one_per_row(naive_errors, windows)
     scale = split.scaler.std[:, 0]
-    for chosen, batch in _batches(windows, batch_size):
-        quantiles = _forecast(model, batch, windows.horizon)
-        target = _target(batch)
-        is_target = _target_rows(batch)
-        series = windows.target_series(chosen)
-        original = windows.targets(chosen)
-        places = slice(int(chosen[0]) * windows.targets_per_window, (int(chosen[-1]) + 1) * windows.targets_per_window)
-        denominators = each[places] if naive is None else naive[series]
-        accumulator.add(target[is_target], quantiles[is_target], original, scale[series], denominators)
-        empty += int(torch.isnan(batch.context[is_target]).all(dim=1).sum())
-        if progress is not None:
-            progress(int(chosen[-1]) + 1, len(windows))
+    with prepacked(model, len(windows) * windows.rows_per_window):
+        for chosen, batch in _batches(windows, batch_size):
+            quantiles = _forecast(model, batch, windows.horizon)
+            target = _target(batch)
+            is_target = _target_rows(batch)
+            series = windows.target_series(chosen)
+            original = windows.targets(chosen)
+            places = slice(
+                int(chosen[0]) * windows.targets_per_window, (int(chosen[-1]) + 1) * windows.targets_per_window
+            )
+            denominators = each[places] if naive is None else naive[series]
+            accumulator.add(target[is_target], quantiles[is_target], original, scale[series], denominators)
+            empty += int(torch.isnan(batch.context[is_target]).all(dim=1).sum())
+            if progress is not None:
+                progress(int(chosen[-1]) + 1, len(windows))
     notes = [*_remarks(model), *accumulator.notes()]
     if empty:
         rows = len(windows) * windows.targets_per_window

@@ -92,31 +92,33 @@ def collect(
     """
     import torch
 
+    from tsprune.blocks.prepacked import prepacked
     from tsprune.evaluation.evaluate import device_of
 
     found, seconds, blind = [], 0.0, 0
-    for chosen, batch in windows.batches(max(1, batch_size // windows.rows_per_window)):
-        hidden = replace(batch, target=None).to(device_of(model))
-        start = time.perf_counter()
-        with torch.no_grad():
-            quantiles = model.forecast(hidden, windows.horizon, list(levels)).cpu().double()
-        seconds += time.perf_counter() - start
-        is_target = torch.ones(batch.rows, dtype=torch.bool) if batch.is_target is None else batch.is_target
-        part = quantiles[is_target].numpy()
-        empty = torch.isnan(batch.context[is_target]).all(dim=1).numpy()
-        part = np.where(empty[:, None, None] & ~np.isfinite(part), 0.0, part)
-        blind += int(empty.sum())
-        if not np.isfinite(part).all():
-            row = int(np.flatnonzero(~np.isfinite(part).all(axis=(1, 2)))[0])
-            name = windows.panel.ids[int(windows.target_series(chosen)[row])]
-            raise TspruneError(
-                f"the forecast of series {name!r} is not finite; result rows need a number at every step"
-            )
-        if windows.scaler is not None:
-            rows = windows.target_series(chosen)
-            mean, std = windows.scaler.mean[rows, 0], windows.scaler.std[rows, 0]
-            part = part * std[:, None, None] + mean[:, None, None]
-        found.append(part)
+    with prepacked(model, len(windows) * windows.rows_per_window):
+        for chosen, batch in windows.batches(max(1, batch_size // windows.rows_per_window)):
+            hidden = replace(batch, target=None).to(device_of(model))
+            start = time.perf_counter()
+            with torch.no_grad():
+                quantiles = model.forecast(hidden, windows.horizon, list(levels)).cpu().double()
+            seconds += time.perf_counter() - start
+            is_target = torch.ones(batch.rows, dtype=torch.bool) if batch.is_target is None else batch.is_target
+            part = quantiles[is_target].numpy()
+            empty = torch.isnan(batch.context[is_target]).all(dim=1).numpy()
+            part = np.where(empty[:, None, None] & ~np.isfinite(part), 0.0, part)
+            blind += int(empty.sum())
+            if not np.isfinite(part).all():
+                row = int(np.flatnonzero(~np.isfinite(part).all(axis=(1, 2)))[0])
+                name = windows.panel.ids[int(windows.target_series(chosen)[row])]
+                raise TspruneError(
+                    f"the forecast of series {name!r} is not finite; result rows need a number at every step"
+                )
+            if windows.scaler is not None:
+                rows = windows.target_series(chosen)
+                mean, std = windows.scaler.mean[rows, 0], windows.scaler.std[rows, 0]
+                part = part * std[:, None, None] + mean[:, None, None]
+            found.append(part)
     return np.concatenate(found), seconds, blind
 
 

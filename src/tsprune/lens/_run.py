@@ -11,6 +11,7 @@ import torch
 
 from tsprune import lens
 from tsprune.__about__ import __version__
+from tsprune.blocks.prepacked import prepacked
 from tsprune.data.words import many
 from tsprune.errors import TspruneError
 from tsprune.evaluation.machine import machine_line, versions
@@ -82,7 +83,7 @@ def _maker(probe: Probe, study: Study, second: float, progress: Progress) -> Any
         passes = probe.passes(study)
         cost = f"about {passes * second:.0f} s" if passes * second >= 1 else "under a second"
         progress.say(f"{probe.title}: {many(round(passes), 'forward pass', 'forward passes')}, {cost}")
-        with progress.stage(probe.title.lower(), max(1, round(passes))) as bar:
+        with progress.stage(probe.title.lower(), max(1, round(passes))) as bar, prepacked(study.model):
             found = probe.run(study, bar.advance).to_json()
         write_json(work / FOUND, found)
 

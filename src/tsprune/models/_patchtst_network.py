@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tsprune.blocks.branch import Layer
 from tsprune.blocks.distributions import Component, Normal, StudentT
 from tsprune.blocks.positions import sinusoids
+from tsprune.blocks.prepacked import Linear
 
 SMALL = 0.02
 """Deviation of fresh positions and of a fresh token that stands for the series, as published."""
@@ -72,7 +73,7 @@ class Encoder(nn.Module):
 
     def __init__(self, patch: int, width: int, positions: Positions, layers: Sequence[EncoderLayer]) -> None:
         super().__init__()
-        self.embedder = nn.ModuleDict({"input_embedding": nn.Linear(patch, width)})
+        self.embedder = nn.ModuleDict({"input_embedding": Linear(patch, width)})
         self.positional_encoder = positions
         self.layers = nn.ModuleList(layers)
 
@@ -102,7 +103,7 @@ class Head(nn.Module):
         self.pool = pool
         self.dropout = nn.Dropout(dropout)
         self.spreads = parameters > 0
-        maps = [nn.Linear(inputs, steps) for _ in range(max(1, parameters))]
+        maps = [Linear(inputs, steps) for _ in range(max(1, parameters))]
         self.projection = nn.ModuleDict({"proj": nn.ModuleList(maps)}) if parameters else maps[0]
 
     @property

@@ -15,6 +15,7 @@ from tsprune.blocks.feedforward import FeedForward, activation
 from tsprune.blocks.keycache import KeyCache
 from tsprune.blocks.norms import RMSNorm
 from tsprune.blocks.positions import causal_mask, rotary_table
+from tsprune.blocks.prepacked import Linear
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry
 
@@ -39,8 +40,8 @@ class ValueEmbedding(nn.Module):
 
     def __init__(self, width: int, act: str) -> None:
         super().__init__()
-        self.emb_layer = nn.Linear(1, width, bias=False)
-        self.gate_layer = nn.Linear(1, width, bias=False)
+        self.emb_layer = Linear(1, width, bias=False)
+        self.gate_layer = Linear(1, width, bias=False)
         self.act = activation(act)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ class OutputHead(nn.Module):
 
     def __init__(self, width: int, steps: int) -> None:
         super().__init__()
-        self.out_layer = nn.Linear(width, steps, bias=False)
+        self.out_layer = Linear(width, steps, bias=False)
 
     def forward(self, states: Tensor) -> Tensor:
         """`[..., D]` to `[..., steps]`."""

@@ -19,6 +19,7 @@ from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.keycache import KeyCache
 from tsprune.blocks.norms import RMSNorm
 from tsprune.blocks.positions import causal_mask
+from tsprune.blocks.prepacked import Linear
 from tsprune.blocks.xpos import fading_tables
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry
@@ -84,7 +85,7 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, patch: int, width: int) -> None:
         super().__init__()
-        self.projection = nn.Linear(patch, width)
+        self.projection = Linear(patch, width)
 
 
 class Transformer(nn.Module):
@@ -106,10 +107,10 @@ class StudentTMixture(nn.Module):
 
     def __init__(self, width: int, components: int) -> None:
         super().__init__()
-        self.df = nn.Linear(width, components)
-        self.loc_proj = nn.Linear(width, components)
-        self.scale_proj = nn.Linear(width, components)
-        self.mixture_weights = nn.Linear(width, components)
+        self.df = Linear(width, components)
+        self.loc_proj = Linear(width, components)
+        self.scale_proj = Linear(width, components)
+        self.mixture_weights = Linear(width, components)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`[..., D]` to weights before their softmax, degrees of freedom (more than two), locations and scales."""
@@ -160,7 +161,7 @@ class Backbone(nn.Module):
 
         self.patch_embed = PatchEmbedding(self.patch, self.width)
         self.transformer = Transformer([layer(spacewise) for spacewise in axes])
-        self.unembed = nn.Linear(self.width, self.width * self.patch)
+        self.unembed = Linear(self.width, self.width * self.patch)
         self.output_distribution = StudentTMixture(self.width, components)
 
     @property

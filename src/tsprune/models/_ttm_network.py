@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from tsprune.blocks.mixerstack import MixerStack, StackShape
 from tsprune.blocks.positions import sinusoids
+from tsprune.blocks.prepacked import Linear
 from tsprune.errors import TspruneError
 
 
@@ -36,12 +37,12 @@ class Encoder(nn.Module):
     def __init__(self, shape: StackShape, patch: int, vocabulary: int, positions: str) -> None:
         super().__init__()
         width = shape.width
-        self.patcher = nn.Linear(patch, width)
+        self.patcher = Linear(patch, width)
         self.freq_mod: nn.Sequential | None = None
         if vocabulary:
             middle = (patch + width) // 2
             self.freq_mod = nn.Sequential(
-                nn.Embedding(vocabulary, patch), nn.Linear(patch, middle), nn.GELU(), nn.Linear(middle, width)
+                nn.Embedding(vocabulary, patch), Linear(patch, middle), nn.GELU(), Linear(middle, width)
             )
         self.positional_encoder = Positions(shape.patches, width, positions) if positions else None
         self.mlp_mixer_encoder = MixerStack(shape)
@@ -63,8 +64,8 @@ class Decoder(nn.Module):
 
     def __init__(self, width: int, patch: int, shape: StackShape, raw: bool) -> None:
         super().__init__()
-        self.adapter = nn.Linear(width, shape.width) if width != shape.width else None
-        self.decoder_raw_embedding = nn.Linear(patch, shape.width) if raw else None
+        self.adapter = Linear(width, shape.width) if width != shape.width else None
+        self.decoder_raw_embedding = Linear(patch, shape.width) if raw else None
         self.decoder_block = MixerStack(shape)
 
     def forward(self, x: Tensor, patches: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ class Head(nn.Module):
     def __init__(self, inputs: int, steps: int, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.base_forecast_block = nn.Linear(inputs, steps)
+        self.base_forecast_block = Linear(inputs, steps)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[W, C, N, D]` to `[W, C, H]`."""

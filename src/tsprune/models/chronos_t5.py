@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tsprune.blocks.prepacked import Linear
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._bins import CLASS, UniformBins
@@ -92,7 +93,7 @@ class ChronosT5(Forecaster):
         tied = entry(config, "tie_word_embeddings", bool, self.family, True)
         # Older files do not say it: there it goes with the tied embedding.
         self.scaled = entry(config, "scale_decoder_outputs", bool, self.family, tied)
-        self.lm_head = None if tied else nn.Linear(parts.width, vocabulary, bias=False)
+        self.lm_head = None if tied else Linear(parts.width, vocabulary, bias=False)
         # A tied embedding is the forecast head too.
         self.head_paths = ("shared",) if tied else ("lm_head",)  # type: ignore[misc]
         fresh_weights(self, parts.head_width, parts.encoder_depth)
@@ -132,7 +133,7 @@ class ChronosT5(Forecaster):
         if torch.equal(head, shared):
             del ours["lm_head.weight"]
             return ours
-        self.lm_head = nn.Linear(head.shape[1], head.shape[0], bias=False, device=self.device)
+        self.lm_head = Linear(head.shape[1], head.shape[0], bias=False, device=self.device)
         self.head_paths = ("lm_head",)  # type: ignore[misc]
         self.config |= {"tie_word_embeddings": False, "scale_decoder_outputs": self.scaled}
         self.notes += ("config.json says the head is tied to the embedding, the file holds another head: that is used",)

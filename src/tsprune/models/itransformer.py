@@ -14,6 +14,7 @@ from tsprune.blocks.attention import Attention
 from tsprune.blocks.branch import Branch, Layer
 from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.patching import fill_gaps
+from tsprune.blocks.prepacked import Linear
 from tsprune.blocks.rowscale import RowScale
 from tsprune.blocks.tracing import all_set, fitted, newest
 from tsprune.data.batch import Batch
@@ -97,11 +98,11 @@ class ITransformer(Forecaster):
             )
 
         # The maps keep torch's own first weights, which are those of the original code.
-        self.enc_embedding = nn.ModuleDict({"value_embedding": nn.Linear(self.context_length, width)})
+        self.enc_embedding = nn.ModuleDict({"value_embedding": Linear(self.context_length, width)})
         self.dropout = nn.Dropout(dropout)
         layers = nn.ModuleList(layer() for _ in range(entry(config, "e_layers", int, NAME)))
         self.encoder = nn.ModuleDict({"attn_layers": layers, "norm": nn.LayerNorm(width)})
-        self.projection = nn.Linear(width, self.native_horizon)
+        self.projection = Linear(width, self.native_horizon)
 
     @classmethod
     def recognises(cls, config: Mapping[str, Any]) -> bool:

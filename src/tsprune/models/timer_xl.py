@@ -13,6 +13,7 @@ from tsprune.blocks.branch import Branch
 from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.patching import InstanceScale
 from tsprune.blocks.positions import rotary_table
+from tsprune.blocks.prepacked import Linear
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry
@@ -116,10 +117,10 @@ class TimerXL(Timer):
                 ]
             )
 
-        self.embedding = nn.Linear(self.patch, width)
+        self.embedding = Linear(self.patch, width)
         attn_layers = nn.ModuleList(layer() for _ in range(layers))
         self.blocks = nn.ModuleDict({"attn_layers": attn_layers, "norm": nn.LayerNorm(width)})
-        self.head = nn.Linear(width, length)
+        self.head = Linear(width, length)
         fresh_weights(self, 1, layers)
 
     @property
@@ -192,10 +193,10 @@ class Timer84M(Timer):
                 ]
             )
 
-        emb = nn.ModuleDict({"emb": nn.Linear(self.patch, width, bias=False)})
+        emb = nn.ModuleDict({"emb": Linear(self.patch, width, bias=False)})
         decoder = nn.ModuleList(layer() for _ in range(layers))
         self.model = nn.ModuleDict({"embed_layer": emb, "layers": decoder, "norm": nn.LayerNorm(width)})
-        self.lm_heads = nn.ModuleList(nn.Linear(width, length, bias=False) for length in lengths)
+        self.lm_heads = nn.ModuleList(Linear(width, length, bias=False) for length in lengths)
         fresh_weights(self, 1, layers)
 
     @property

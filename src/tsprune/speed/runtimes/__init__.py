@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 REFERENCE = "eager"
 """The runtime whose forecasts the others must reproduce and whose times they are compared with."""
-ORDER = (REFERENCE, "compile", "onnx", "onnx_int8")
+ORDER = (REFERENCE, "prepacked", "compile", "onnx", "onnx_int8")
 
 
 def names() -> list[str]:
