@@ -20,7 +20,7 @@ import tsprune
 from running import wide
 from tsprune.data.corpus import Corpus
 from tsprune.errors import TspruneError
-from tsprune.models._loading import family_of
+from tsprune.models._recognising import family_of
 from tsprune.pretraining import (
     Pretraining,
     make_optimizers,

@@ -25,7 +25,7 @@ from tsprune.blocks.quickt import QuickStudentT
 from tsprune.blocks.xpos import fading_tables
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
-from tsprune.models._loading import family_of
+from tsprune.models._recognising import family_of
 from tsprune.models._toto_outlook import Outlook
 from tsprune.models._toto_paths import Paths, path_quantiles, spread_uniforms
 from tsprune.models.toto import Toto

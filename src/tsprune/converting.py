@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster
-from tsprune.models._loading import DTYPES, family_of, fill, read_config, save, without_weights
+from tsprune.models._loading import DTYPES, fill, read_config, save, without_weights
+from tsprune.models._recognising import family_of
 
 PREFIXES = ("module.", "model.")
 """What wrappers for training put before every tensor's name."""

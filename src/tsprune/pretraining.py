@@ -24,7 +24,8 @@ from tsprune.data.simulated import WindowSource
 from tsprune.errors import TspruneError
 from tsprune.modelcard import corpora, model_card
 from tsprune.models._forecaster import Forecaster
-from tsprune.models._loading import device_of, family_of, read_config
+from tsprune.models._loading import device_of, read_config
+from tsprune.models._recognising import family_of
 from tsprune.progress import Progress
 from tsprune.registry import find
 from tsprune.settings import PretrainSettings

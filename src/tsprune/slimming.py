@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from tsprune.blocks.branch import Branch
 from tsprune.blocks.experts import MixtureOfExperts
 from tsprune.blocks.gate import Gate
 from tsprune.blocks.linear import CHANNELS, ChannelLinear
-from tsprune.blocks.units import Block, check_floor, check_kept, own_name, shell
+from tsprune.blocks.units import Block, Settled, check_floor, check_kept, group_name, own_name, shell, without_groups
 from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster, Kept, unknown_group, window_index
 from tsprune.plan import Plan, PlanGroup
@@ -23,7 +23,7 @@ from tsprune.plan import Plan, PlanGroup
 Model = TypeVar("Model", bound=Forecaster)
 
 
-def slim(model: Model, kept: Kept | Plan, indexed: Collection[str] = ()) -> Model:
+def slim(model: Model, kept: Kept | Plan, indexed: Collection[str] = (), *, spare: bool = False) -> Model:
     """A physically smaller copy that computes what the masked model computes.
 
     Only what stays is copied; the model passed in is not changed and shares no tensor with the copy. Branches
@@ -34,6 +34,7 @@ def slim(model: Model, kept: Kept | Plan, indexed: Collection[str] = ()) -> Mode
         kept: units that stay, by group name, or a plan; a group that is not named stays whole.
         indexed: groups of channels on the residual width that are cut by an index rather than zeroed in place; those
             of a plan and those that were cut so before are added.
+        spare: whether the model is no longer needed: what stays whole is then taken from it instead of copied.
 
     Raises:
         TspruneError: a group or a unit does not exist, or a plan does not fit.
@@ -43,12 +44,14 @@ def slim(model: Model, kept: Kept | Plan, indexed: Collection[str] = ()) -> Mode
         indexed = {*indexed, *kept.indexed}
         kept = kept.kept
     indexed = {*indexed, *model.indexed}
-    cuts = closed(model, kept)
-    smaller: Model = _Rebuild(cuts, _tensors(model), indexed=indexed).of(model, "")
+    blocks = _settled(model, kept)
+    cuts, before = _lost(model, blocks), model.kept
+    owned = set() if spare else _tensors(model)
+    smaller: Model = _Rebuild(blocks, owned, indexed=indexed, spare=spare).of(model, "")
     smaller.config = copy.deepcopy(model.config)
     smaller.indexed = tuple(sorted(indexed))
-    smaller.kept = {name: units for name, units in compose(model.kept, cuts).items() if not _channel(name)}
-    smaller.kept |= _channels_left(smaller, {*indexed, *model.kept, *kept})
+    smaller.kept = {name: units for name, units in compose(before, cuts).items() if not _channel(name)}
+    smaller.kept |= _channels_left(smaller, {*indexed, *before, *kept})
     return smaller
 
 
@@ -58,23 +61,35 @@ def closed(model: Forecaster, kept: Kept) -> dict[str, list[int]]:
     Raises:
         TspruneError: a group or a unit does not exist, or too few units would stay.
     """
+    return _lost(model, _settled(model, kept))
+
+
+def _settled(model: Forecaster, kept: Kept) -> dict[str, Settled]:
+    """What stays of every block that loses something, by its path in network order."""
     groups = model.unit_groups()
     for name, units in kept.items():
         if name not in groups:
             raise unknown_group(name, groups)
         check_floor(groups[name], check_kept(units, groups[name].units, name))
-    found: dict[str, list[int]] = {}
+    found = {}
     for path, block in model.named_modules():
         if not isinstance(block, Block):
             continue
         local = {own_name(group.name, path): group for group in block.groups(path)}
         chosen = {kind: kept[group.name] for kind, group in local.items() if group.name in kept}
-        if not any(len(units) < local[kind].units for kind, units in chosen.items()):
-            continue
-        for kind, units in block.settled(chosen).items():
-            if len(units) < local[kind].units:
-                found[local[kind].name] = units
-    return {name: found[name] for name in groups if name in found}
+        if any(len(units) < local[kind].units for kind, units in chosen.items()):
+            found[path] = Settled(block.settled(chosen))
+    return found
+
+
+def _lost(model: Forecaster, blocks: Mapping[str, Settled]) -> dict[str, list[int]]:
+    """The same by group name, of groups that lose something."""
+    return {
+        group.name: units
+        for path, chosen in blocks.items()
+        for group in model.get_submodule(path).groups(path)  # type: ignore[operator]
+        if len(units := chosen[own_name(group.name, path)]) < group.units
+    }
 
 
 def minimal(model: Forecaster, kept: Kept, named: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
@@ -243,7 +258,7 @@ def _channels_left(model: Forecaster, named: Collection[str]) -> dict[str, tuple
 
 
 def _tensors(model: nn.Module) -> set[int]:
-    return {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+    return {id(tensor) for part in model.modules() for tensor in (*part._parameters.values(), *part._buffers.values())}
 
 
 class _Rebuild:
@@ -251,12 +266,14 @@ class _Rebuild:
 
     def __init__(
         self,
-        cuts: Mapping[str, Sequence[int]],
+        blocks: Mapping[str, Settled],
         owned: set[int],
         device: str | None = None,
         indexed: Collection[str] = (),
+        spare: bool = False,
     ) -> None:
-        self.cuts = cuts
+        self.spare = spare
+        self.blocks = blocks
         self.indexed = indexed
         self.owned = owned
         self.device = device
@@ -264,10 +281,10 @@ class _Rebuild:
 
     def of(self, module: Any, path: str) -> Any:
         if isinstance(module, Gate):
-            return module.twin()
+            return module if self.spare else module.twin()
         if isinstance(module, Block):
             module = self._cut(module, path)
-        twin = shell(module)
+        twin = without_groups(module) if self.spare else shell(module)
         if isinstance(twin, ChannelLinear):
             twin.channel_gates = {}
         if isinstance(twin, Attention | MixtureOfExperts):
@@ -280,11 +297,10 @@ class _Rebuild:
         return twin.tidy() if isinstance(twin, Branch) else twin
 
     def _cut(self, block: Block, path: str) -> Block:
-        if not self.cuts:
+        chosen = self.blocks.get(path)
+        if chosen is None:
             return block
-        local = {group.name: own_name(group.name, path) for group in block.groups(path)}
-        chosen = {kind: self.cuts[name] for name, kind in local.items() if name in self.cuts}
-        return block.cut(chosen, [kind for name, kind in local.items() if name in self.indexed]) if chosen else block
+        return block.cut(chosen, [kind for kind in chosen if group_name(path, kind) in self.indexed])
 
     def _copy(self, tensor: Any) -> Any:
         """A copy of a tensor of the original; tensors that a cut has just made are taken as they are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from tsprune.blocks.onequery import alone, fits, one_query
 from tsprune.blocks.positions import blind, rotate, with_order
 from tsprune.blocks.prepacked import Packed, together
 from tsprune.blocks.tracing import tracing
-from tsprune.blocks.units import Block, Part, UnitGroup
+from tsprune.blocks.units import Block, Part, Settled, UnitGroup
 from tsprune.errors import TspruneError
 
 Rotary = tuple[Tensor, Tensor]
@@ -113,11 +114,12 @@ class Attention(Block):
     def make_gates(self) -> None:
         """Gates that fit the shape."""
         shape = self.shape
-        self.gate = Gate(shape.heads, shape.value_width, None if shape.joined is None else shape.head_of_column)
-        kv_of_column = torch.tensor(shape.kv_of_head, dtype=torch.long, device="cpu")[shape.head_of_column]
+        uneven = None if shape.even else partial(getattr, shape, "head_of_column")
+        self.gate = Gate(shape.heads, shape.value_width, uneven)
+        kv_of_column = partial(getattr, shape, "kv_of_column")
         self.group_gate = Gate(shape.kv_heads, owner=kv_of_column) if self.grouped else None
-        self.pair_gate = Gate(len(shape.kv_of_pair), owner=shape.pair_of_k)
-        self.value_gate = Gate(len(shape.kv_of_value))
+        self.pair_gate = Gate(shape.pair_count, owner=partial(getattr, shape, "pair_of_k"))
+        self.value_gate = Gate(sum(shape.values))
 
     def forward(
         self,
@@ -343,8 +345,6 @@ class Attention(Block):
             Part(self.q, 0, shape.head_of_q),
             Part(self.o, 1, shape.head_of_column),
         ]
-        kv_of_q = torch.tensor(shape.kv_of_head, dtype=torch.long, device="cpu")[shape.head_of_q]
-        kv_of_column = torch.tensor(shape.kv_of_head, dtype=torch.long, device="cpu")[shape.head_of_column]
         shared = [Part(self.k, 0, shape.kv_of_pair[shape.pair_of_k]), Part(self.v, 0, shape.kv_of_value)]
         table = (
             [Part(self.relative_attention_bias, 1, torch.arange(shape.heads, device="cpu"))] if self.has_table else []
@@ -352,9 +352,9 @@ class Attention(Block):
         own = heads if self.grouped else [heads[0], *shared, heads[1]]
         found = [UnitGroup(f"{path}/head", "head", shape.heads, 0, (self.gate,), (*own, *table))]
         if self.group_gate is not None:
-            parts = (Part(self.q, 0, kv_of_q), *shared, Part(self.o, 1, kv_of_column))
+            parts = (Part(self.q, 0, shape.kv_of_q), *shared, Part(self.o, 1, shape.kv_of_column))
             found.append(UnitGroup(f"{path}/kv_group", "kv_group", shape.kv_heads, 0, (self.group_gate,), parts))
-        pairs, values = len(shape.kv_of_pair), len(shape.kv_of_value)
+        pairs, values = shape.pair_count, sum(shape.values)
         if pairs and self.q_norm is None:
             parts = (Part(self.q, 0, shape.pair_of_q), Part(self.k, 0, shape.pair_of_k))
             found.append(UnitGroup(f"{path}/qk_pair", "qk_pair", pairs, 0, (self.pair_gate,), parts))
@@ -374,7 +374,7 @@ class Attention(Block):
 
     def cut(self, kept: Mapping[str, Sequence[int]], indexed: Collection[str] = ()) -> Attention:
         """A copy with the units that stay: rows of q, k, v, columns of o, columns of the bias table."""
-        return cut_attention(self, self.settled(kept), indexed)
+        return cut_attention(self, kept if isinstance(kept, Settled) else self.settled(kept), indexed)
 
     def output_entries(self, kept: Mapping[str, Sequence[int]]) -> Tensor:
         """Indices of the output map's columns that stay."""

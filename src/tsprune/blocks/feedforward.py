@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tsprune.blocks.gate import Gate, Rows
 from tsprune.blocks.linear import ChannelLinear
 from tsprune.blocks.prepacked import Packed, together
-from tsprune.blocks.units import Block, Part, UnitGroup, as_mask
+from tsprune.blocks.units import Block, Part, Settled, UnitGroup, as_index, as_mask
 from tsprune.errors import TspruneError
 
 
@@ -125,15 +125,17 @@ class FeedForward(Block):
         if not self.hidden:
             return chosen
         inner = ["ffn_channel", ".wo/in_channel", *(f".{name}/out_channel" for name in self._inputs)]
-        alive = sorted(set.intersection(*(set(chosen[kind]) for kind in inner)))
+        # Maps that lose nothing have no say, and in a large network they are nearly all.
+        fewer = [set(chosen[kind]) for kind in inner if len(chosen[kind]) < self.hidden]
+        alive = sorted(set.intersection(*fewer)) if fewer else range(self.hidden)
         return chosen | {kind: list(alive) for kind in inner}
 
     def cut(self, kept: Mapping[str, Sequence[int]], indexed: Collection[str] = ()) -> FeedForward:
         """A copy with the units that stay; `indexed` as in `tsprune.blocks.headcuts.cut_attention`."""
-        chosen = self.settled(kept)
+        chosen = kept if isinstance(kept, Settled) else self.settled(kept)
         if not self.hidden:
             return self
-        index = torch.tensor(chosen["ffn_channel"], dtype=torch.long, device="cpu")
+        index = as_index(chosen["ffn_channel"])
         smaller = self.shell()
         smaller.hidden = len(index)
         for name in self._inputs:

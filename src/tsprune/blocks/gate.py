@@ -94,7 +94,8 @@ class Gate(nn.Module):
     Args:
         units: number of units U.
         width: entries of each unit, side by side. Ignored with `owner`.
-        owner: `[E]` int64, the unit of each entry, where units are not equally wide or not side by side.
+        owner: `[E]` int64, the unit of each entry, where units are not equally wide or not side by side; or what makes
+            it, asked when it is first needed: most gates of most networks are never used.
 
     Attributes:
         mask: `[U]`, 1 for units that are on, 0 for those that are off; `[B, U]` where that differs from row to row of
@@ -103,15 +104,28 @@ class Gate(nn.Module):
             apply the mask elsewhere, as mixtures of experts do, do not look at it.
     """
 
-    def __init__(self, units: int, width: int = 1, owner: Tensor | None = None) -> None:
+    # Of the class until they are set: a network has hundreds of gates, and a module sets attributes slowly.
+    mask: Tensor | None = None
+    fill: Tensor | None = None
+    tap: Tap | None = None
+    probe: Probe | None = None
+
+    units: int
+    width: int
+    _owner: Tensor | Callable[[], Tensor] | None
+
+    def __init__(self, units: int, width: int = 1, owner: Tensor | Callable[[], Tensor] | None = None) -> None:
         super().__init__()
-        self.units = units
-        self.width = width
-        self.owner = owner
-        self.mask: Tensor | None = None
-        self.fill: Tensor | None = None
-        self.tap: Tap | None = None
-        self.probe: Probe | None = None
+        vars(self).update(units=units, width=width, _owner=owner)
+
+    @property
+    def owner(self) -> Tensor | None:
+        """The unit of each entry, `[E]` int64; None where units are equally wide and side by side."""
+        owner = self._owner
+        if owner is None or isinstance(owner, Tensor):
+            return owner
+        vars(self)["_owner"] = made = owner()
+        return made
 
     @property
     def used(self) -> bool:
@@ -131,7 +145,7 @@ class Gate(nn.Module):
 
     def twin(self) -> Gate:
         """A gate of the same sizes, not in use."""
-        return Gate(self.units, self.width, self.owner)
+        return Gate(self.units, self.width, self._owner)
 
     def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
         """`[B, ..., E]` in and out; `[n, E]` with `rows` where tokens of all rows come together."""

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from tsprune.blocks.attention import Attention
 
 Alive = dict[str, Tensor]
+INNER = (("q", "out_channel"), ("k", "out_channel"), ("v", "out_channel"), ("o", "in_channel"))
+"""Maps of an attention and those of their channels that lie inside it."""
+RESIDUAL = (("q", "in_channel"), ("k", "in_channel"), ("v", "in_channel"), ("o", "out_channel"))
+"""And those that read from or write to the residual width."""
 
 
 def settle_attention(attention: Attention, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
@@ -40,16 +44,21 @@ def settle_attention(attention: Attention, kept: Mapping[str, Sequence[int]]) ->
         "value_dim": len(shape.kv_of_value),
     }
     alive = {kind: as_mask(kept.get(kind), size) for kind, size in sizes.items()}
-    for name in ("q", "k", "v", "o"):
-        for kind in ("in_channel", "out_channel"):
-            known = getattr(attention, name).alive(kind)
-            alive[f".{name}/{kind}"] = known & as_mask(kept.get(f".{name}/{kind}"), len(known))
+    for name, kind in INNER:
+        known = getattr(attention, name).alive(kind)
+        alive[f".{name}/{kind}"] = known & as_mask(kept.get(f".{name}/{kind}"), len(known))
     kv = torch.tensor(shape.kv_of_head, dtype=torch.long, device="cpu")
     before = -1
-    while before != (before := sum(int(units.sum()) for units in alive.values())):
+    while before != (before := int(torch.cat(list(alive.values())).sum())):
         _close_values(attention, alive, kv)
         _close_pairs(attention, alive, kv)
-    return {kind: alive[kind].nonzero().flatten().tolist() for kind in kept}
+    found = {kind: units.nonzero().flatten().tolist() for kind, units in alive.items() if kind in kept}
+    for name, kind in RESIDUAL:
+        if (label := f".{name}/{kind}") in kept:
+            # Channels of the residual width stand for nothing inside, so nothing else goes with them.
+            dead = set(getattr(attention, name).dead[kind])
+            found[label] = [unit for unit in kept[label] if unit not in dead] if dead else list(kept[label])
+    return {kind: found[kind] for kind in kept}
 
 
 def _close_values(attention: Attention, alive: Alive, kv: Tensor) -> None:
@@ -101,23 +110,23 @@ def cut_attention(attention: Attention, kept: Mapping[str, Sequence[int]], index
     smaller = attention.shell()
     for name, stay in rows.items():
         layer = getattr(attention, name)
-        live = as_mask(kept.get(f".{name}/in_channel"), layer.in_features)
+        live = _fewer(kept.get(f".{name}/in_channel"), layer.in_features)
         reading = f".{name}/in_channel" in indexed
         cut = layer.shrunk(
             _index(stay),
-            _index(live) if reading else None,
-            live_rows=as_mask(kept.get(f".{name}/out_channel"), layer.out_features),
+            _index(as_mask(None, layer.in_features) if live is None else live) if reading else None,
+            live_rows=_fewer(kept.get(f".{name}/out_channel"), layer.out_features),
             live_columns=live,
             reading=reading,
         )
         setattr(smaller, name, cut)
-    live = as_mask(kept.get(".o/out_channel"), attention.o.out_features)
+    live = _fewer(kept.get(".o/out_channel"), attention.o.out_features)
     writing = ".o/out_channel" in indexed
     smaller.o = attention.o.shrunk(
-        _index(live) if writing else None,
+        _index(as_mask(None, attention.o.out_features) if live is None else live) if writing else None,
         _index(columns),
         live_rows=live,
-        live_columns=as_mask(kept.get(".o/in_channel"), attention.o.in_features),
+        live_columns=_fewer(kept.get(".o/in_channel"), attention.o.in_features),
         writing=writing,
     )
     smaller.shape = shape.kept(heads, pairs, values)
@@ -125,6 +134,11 @@ def cut_attention(attention: Attention, kept: Mapping[str, Sequence[int]], index
         smaller.relative_attention_bias = _cut_table(attention.relative_attention_bias, heads)
     smaller.make_gates()
     return smaller
+
+
+def _fewer(units: Sequence[int] | None, size: int) -> Tensor | None:
+    """A mask of the units, or None where they are all."""
+    return None if units is None or len(units) == size else as_mask(units, size)
 
 
 def _cut_table(table: nn.Embedding, heads: Tensor) -> nn.Embedding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
@@ -9,6 +10,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from tsprune.blocks.units import as_index
 
 Found = TypeVar("Found")
 
@@ -70,6 +73,16 @@ class HeadShape:
         """Key/value heads G."""
         return len(self.pairs)
 
+    @property
+    def pair_count(self) -> int:
+        """Query/key pairs of all key/value heads."""
+        return sum(map(len, self.pairs))
+
+    @property
+    def even(self) -> bool:
+        """Whether all value heads are equally wide."""
+        return len(set(self.values)) < 2
+
     @cached_property
     @_ordinary
     def head_of_q(self) -> Tensor:
@@ -80,13 +93,13 @@ class HeadShape:
     @_ordinary
     def pair_of_q(self) -> Tensor:
         """Pair of each query row; pairs are counted over all key/value heads."""
-        return _joined([self._pair_rows(g) for g in self.kv_of_head])
+        return _rows(self._pair_rows(), self.kv_of_head)
 
     @cached_property
     @_ordinary
     def pair_of_k(self) -> Tensor:
         """Pair of each key row."""
-        return _joined([self._pair_rows(g) for g in range(self.kv_heads)])
+        return _rows(self._pair_rows(), range(self.kv_heads))
 
     @cached_property
     @_ordinary
@@ -111,7 +124,8 @@ class HeadShape:
     def value_of_column(self) -> Tensor:
         """Value row that each column of the output map reads, through its head."""
         starts = _starts(self.values)
-        return _joined([torch.arange(self.values[g], device="cpu") + starts[g] for g in self.kv_of_head])
+        own = [range(start, start + width) for start, width in zip(starts, self.values, strict=True)]
+        return _rows(own, self.kv_of_head)
 
     @cached_property
     @_ordinary
@@ -153,11 +167,23 @@ class HeadShape:
     def joined(self) -> Tensor | None:
         """Entries of equally wide head outputs that exist, in the order of the output map's columns; None for all."""
         wide = self.value_width
-        if all(width == wide for width in self.values):
+        if self.even:
             return None
         return _joined(
             [torch.arange(self.values[g], device="cpu") + head * wide for head, g in enumerate(self.kv_of_head)]
         )
+
+    @cached_property
+    @_ordinary
+    def kv_of_q(self) -> Tensor:
+        """Key/value head of each query row."""
+        return torch.tensor(self.kv_of_head, dtype=torch.long, device="cpu")[self.head_of_q]
+
+    @cached_property
+    @_ordinary
+    def kv_of_column(self) -> Tensor:
+        """Key/value head of each column of the output map."""
+        return torch.tensor(self.kv_of_head, dtype=torch.long, device="cpu")[self.head_of_column]
 
     def turned(self, full_pairs: int, heads: Sequence[int]) -> Tensor | None:
         """Columns of a rotary table, or of another row of one value per entry, for padded heads.
@@ -180,15 +206,16 @@ class HeadShape:
 
     def kept(self, heads: Tensor, pairs: Tensor, values: Tensor) -> HeadShape:
         """The shape with only the given heads, pairs and value entries (bool masks); empty key/value heads go."""
-        stay = sorted({self.kv_of_head[h] for h in heads.nonzero().flatten().tolist()})
+        left = heads.nonzero().flatten().tolist()
+        stay = sorted({self.kv_of_head[h] for h in left})
         place = {g: number for number, g in enumerate(stay)}
         pair_starts, value_starts = _starts([len(p) for p in self.pairs]), _starts(self.values)
+        # As lists: asking a tensor entry by entry takes longer than all the rest of a cut.
+        on, live = pairs.tolist(), values.tolist()
         return HeadShape(
-            tuple(place[self.kv_of_head[h]] for h in heads.nonzero().flatten().tolist()),
-            tuple(
-                tuple(p for number, p in enumerate(self.pairs[g]) if bool(pairs[pair_starts[g] + number])) for g in stay
-            ),
-            tuple(int(values[value_starts[g] : value_starts[g] + self.values[g]].sum()) for g in stay),
+            tuple(place[self.kv_of_head[h]] for h in left),
+            tuple(tuple(itertools.compress(self.pairs[g], on[pair_starts[g] :])) for g in stay),
+            tuple(sum(live[value_starts[g] : value_starts[g] + self.values[g]]) for g in stay),
             self.members,
             self.neighbours,
         )
@@ -196,10 +223,13 @@ class HeadShape:
     def _width(self, g: int) -> int:
         return self.members * len(self.pairs[g])
 
-    def _pair_rows(self, g: int) -> Tensor:
-        start = _starts([len(pairs) for pairs in self.pairs])[g]
-        rows = torch.arange(len(self.pairs[g]), device="cpu") + start
-        return rows.repeat_interleave(self.members) if self.neighbours else rows.repeat(self.members)
+    def _pair_rows(self) -> list[list[int]]:
+        """The pair of each row of every key head."""
+        counts = [len(pairs) for pairs in self.pairs]
+        own = [range(start, start + count) for start, count in zip(_starts(counts), counts, strict=True)]
+        if self.neighbours:
+            return [[pair for pair in pairs for _ in range(self.members)] for pairs in own]
+        return [list(pairs) * self.members for pairs in own]
 
     def _columns(self, pairs: Sequence[int], full_pairs: int) -> list[int]:
         """Where the members of these pairs stand in a head that has all pairs."""
@@ -228,13 +258,18 @@ def _padded(parts: Sequence[tuple[int, ...]], wanted: tuple[int, ...]) -> Tensor
 
 
 def _starts(lengths: Sequence[int]) -> list[int]:
-    return [sum(lengths[:place]) for place in range(len(lengths))]
+    return list(itertools.accumulate(lengths, initial=0))[:-1]
 
 
 def _repeat(labels: Sequence[int], times: Sequence[int]) -> Tensor:
     return torch.tensor(list(labels), dtype=torch.long, device="cpu").repeat_interleave(
         torch.tensor(list(times), dtype=torch.long, device="cpu")
     )  # fmt: skip
+
+
+def _rows(of_head: Sequence[Sequence[int]], heads: Sequence[int]) -> Tensor:
+    """The rows of several heads behind each other; lists first, since a tensor for each head takes long."""
+    return as_index([row for head in heads for row in of_head[head]])
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

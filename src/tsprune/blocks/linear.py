@@ -101,7 +101,8 @@ class ChannelLinear(Linear):
         """bool `[I or O]`: False where a channel is zeroed already."""
         units = self.in_features if kind == "in_channel" else self.out_features
         found = torch.ones(units, dtype=torch.bool, device="cpu")
-        found[list(self.dead[kind])] = False
+        if dead := self.dead[kind]:
+            found[list(dead)] = False
         return found
 
     def live_numbers(self, kind: str) -> tuple[int, ...]:
@@ -130,21 +131,24 @@ class ChannelLinear(Linear):
             writing: the vector that is written keeps its width, so outputs are put in place by an index.
         """
         smaller = cut_linear(self, rows, columns)
-        live_rows = self.alive("out_channel") if live_rows is None else live_rows & self.alive("out_channel")
-        live_columns = self.alive("in_channel") if live_columns is None else live_columns & self.alive("in_channel")
-        live_rows = live_rows if rows is None else live_rows[rows]
-        live_columns = live_columns if columns is None else live_columns[columns]
+        live_rows = self._still_live("out_channel", rows, live_rows)
+        live_columns = self._still_live("in_channel", columns, live_columns)
         smaller.numbers = dict(self.numbers)
         for kind, chosen in (("in_channel", columns), ("out_channel", rows)):
             if chosen is not None:
                 numbers = self.numbers[kind]
                 smaller.numbers[kind] = chosen if numbers is None else numbers[chosen]
-        smaller.dead = {"in_channel": _indices(~live_columns), "out_channel": _indices(~live_rows)}
-        if not bool(live_rows.all() and live_columns.all()) and smaller.weight.device.type != "meta":
+        smaller.dead = {
+            kind: () if live is None else _indices(~live)
+            for kind, live in (("in_channel", live_columns), ("out_channel", live_rows))
+        }
+        if smaller.weight.device.type != "meta":
             with torch.no_grad():
-                smaller.weight[~live_rows] = 0
-                smaller.weight[:, ~live_columns] = 0
-                if smaller.bias is not None:
+                if live_rows is not None:
+                    smaller.weight[~live_rows] = 0
+                if live_columns is not None:
+                    smaller.weight[:, ~live_columns] = 0
+                if live_rows is not None and smaller.bias is not None:
                     smaller.bias[~live_rows] = 0
         if columns is not None and reading:
             smaller.reads = columns if self.reads is None else self.reads[columns]
@@ -153,6 +157,14 @@ class ChannelLinear(Linear):
         elif rows is not None and self.writes is None:
             smaller.span = len(rows)
         return smaller
+
+    def _still_live(self, kind: str, chosen: Tensor | None, live: Tensor | None) -> Tensor | None:
+        """bool, of the channels that stay: which are not zeroed, after a further choice; None where none is."""
+        if self.dead[kind]:
+            live = self.alive(kind) if live is None else live & self.alive(kind)
+        if live is not None and chosen is not None:
+            live = live[chosen]
+        return None if live is None or bool(live.all()) else live
 
 
 def cut_linear(layer: ChannelLinear, rows: Tensor | None = None, columns: Tensor | None = None) -> ChannelLinear:
@@ -179,4 +191,4 @@ def cut_linear(layer: ChannelLinear, rows: Tensor | None = None, columns: Tensor
 
 
 def _indices(chosen: Tensor) -> tuple[int, ...]:
-    return tuple(int(place) for place in chosen.nonzero().flatten())
+    return tuple(chosen.nonzero().flatten().tolist())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+from array import array
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
 import torch
@@ -133,7 +133,12 @@ class Block(nn.Module):
         """The same, made once: a block never changes its units, it returns a smaller block."""
         known: dict[str, list[UnitGroup]] = self.__dict__.setdefault(KNOWN_GROUPS, {})
         if path not in known:
-            known[path] = self.unit_groups(path)
+            before, made = next(iter(known.items()), ("", None))
+            known[path] = (
+                self.unit_groups(path)
+                if made is None
+                else [replace(group, name=path + group.name[len(before) :]) for group in made]
+            )
         return known[path]
 
     def settled(self, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
@@ -145,7 +150,9 @@ class Block(nn.Module):
         Returns:
             The same for all kinds that the block has, sorted.
         """
-        groups = {own_name(group.name, ""): group.units for group in self.groups("")}
+        # The same at every path, so groups that were made for another one do as well.
+        path, made = next(iter(vars(self).get(KNOWN_GROUPS, {}).items()), ("", None))
+        groups = {own_name(group.name, path): group.units for group in made or self.groups("")}
         if unknown := [kind for kind in kept if kind not in groups]:
             raise TspruneError(f"{type(self).__name__} has no units of kind {unknown[0]!r}")
         return {
@@ -157,7 +164,8 @@ class Block(nn.Module):
         """A smaller copy with the units of every kind that stay, in their old order; see `settled`.
 
         Args:
-            kept: units that stay by kind; a kind that is not named stays whole.
+            kept: units that stay by kind; a kind that is not named stays whole. A `Settled` of this block is taken
+                as it is.
             indexed: groups of channels on the residual width that are cut by an index instead of zeroed in place.
         """
         raise TspruneError(f"{type(self).__name__} has no units of kind {next(iter(kept), '')!r}")
@@ -180,19 +188,32 @@ class Block(nn.Module):
         return shell(self)
 
 
+class Settled(dict[str, list[int]]):
+    """What stays of every kind of one block, closed already: `cut` need not settle it once more."""
+
+
 def shell(module: Module) -> Module:
     """A copy of a module whose dictionaries are its own; parameters and children are still shared."""
-    twin = copy.copy(module)
-    vars(twin).pop(KNOWN_GROUPS, None)
-    for name, value in vars(module).items():
-        if isinstance(value, dict | set) and name != KNOWN_GROUPS:
-            object.__setattr__(twin, name, value.copy())
+    twin = object.__new__(type(module))
+    vars(twin).update(
+        {
+            name: value.copy() if isinstance(value, dict | set) else value
+            for name, value in vars(module).items()
+            if name != KNOWN_GROUPS
+        }
+    )
     return twin
+
+
+def without_groups(module: Module) -> Module:
+    """The module itself, which forgets the groups that it made: parts of it are about to be replaced."""
+    vars(module).pop(KNOWN_GROUPS, None)
+    return module
 
 
 def check_kept(kept: Sequence[int], units: int, what: str) -> list[int]:
     """Sorted unit indices, or an error that names what is wrong with them."""
-    wanted = sorted(int(index) for index in kept)
+    wanted = sorted(map(int, kept))
     if len(set(wanted)) != len(wanted):
         raise TspruneError(f"{what}: units are listed twice in {wanted[:5]}; list each kept unit once")
     if wanted and (wanted[0] < 0 or wanted[-1] >= units):
@@ -206,13 +227,26 @@ def own_name(name: str, path: str) -> str:
     return name[len(path) :].removeprefix("/")
 
 
+def group_name(path: str, kind: str) -> str:
+    """The way back: the name of a group that the block at `path` calls so."""
+    return f"{path}{kind}" if kind.startswith(".") else f"{path}/{kind}"
+
+
 def as_mask(units: Sequence[int] | None, size: int) -> Tensor:
     """bool `[size]`, on the CPU: which units are listed; None stands for all."""
     if units is None or len(units) == size:
         return torch.ones(size, dtype=torch.bool, device="cpu")
-    found = torch.zeros(size, dtype=torch.bool, device="cpu")
-    found[list(units)] = True
-    return found
+    # By way of bytes: torch takes several times as long over a list of numbers.
+    found = bytearray(size)
+    for unit in units:
+        found[unit] = 1
+    return torch.frombuffer(found, dtype=torch.bool)
+
+
+def as_index(units: Sequence[int]) -> Tensor:
+    """int64 `[units]`, on the CPU."""
+    found = array("q", units)
+    return torch.frombuffer(found, dtype=torch.int64) if found else torch.zeros(0, dtype=torch.int64, device="cpu")
 
 
 def check_floor(group: UnitGroup, kept: list[int]) -> list[int]:

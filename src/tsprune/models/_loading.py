@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.resources
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tsprune import registry
 from tsprune.errors import TspruneError
 from tsprune.folding import refolded
 from tsprune.models._forecaster import OBJECTIVE, Forecaster
 from tsprune.models._fresh import without_memory
 from tsprune.models._quantised import ENTRY, layout_of, plain_tensors
+from tsprune.models._recognising import family_of
 from tsprune.models._weightfiles import (
     CONFIG,
     INDEX,
@@ -72,30 +75,48 @@ def load(
         TspruneError: names the missing, unreadable or unfitting file, entry or tensor.
     """
     check_dtype(dtype)
-    directory = locate(str(source))
+    place, directory = device_of(device), locate(str(source))
+    with uncollected():
+        model = _on_cpu(directory, family, dtype, bits)
+    return (model if place.type == "cpu" else model.to(place)).eval()
+
+
+def _on_cpu(directory: Path, family: str | None, dtype: str, bits: int | None) -> Forecaster:
     config = read_config(directory / CONFIG)
     layout = layout_of(config, directory / CONFIG)
     if bits is not None and layout is None:
         raise TspruneError(f"{directory} is not quantised, so it has no width of {bits} bits; leave the bits out")
     config.pop(ENTRY, None)
-    kind = family_of(config, family, directory / CONFIG)
+    plan = Plan.read(directory / PLAN) if (directory / PLAN).exists() else None
+    kind = family_of(config, family, directory / CONFIG, "" if plan is None else plan.family)
     model = without_weights(kind, config, directory / CONFIG)
-    if (directory / PLAN).exists():
-        plan = Plan.read(directory / PLAN)
-        model = refolded(slim(model, plan), plan.folded, directory / PLAN)
+    if plan is not None:
+        model = refolded(slim(model, plan, spare=True), plan.folded, directory / PLAN)
     tensors, origin = read_weights(directory)
     if layout is not None:
         width = layout.width(bits, directory)
         tensors = plain_tensors(tensors, layout, width, origin)
         model.notes += (f"weights in {origin.name} are integers of {width} bits, turned into {dtype}",)
-    fill(model, tensors, origin, dtype)
+    fill(model, tensors, origin, dtype, ours=True)
     model.objective = str(config.get(OBJECTIVE, model.objective))
     if model.objective not in model.objectives:
         raise TspruneError(
             f"{directory / CONFIG}: entry {OBJECTIVE!r} is {model.objective!r}, expected one of "
             f"{', '.join(model.objectives)}"
         )
-    return model.to(device_of(device)).eval()
+    return model
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Python's garbage collector waits meanwhile: the many small parts of a network would make it walk all of torch."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def check_dtype(dtype: str) -> None:
@@ -104,14 +125,15 @@ def check_dtype(dtype: str) -> None:
         raise TspruneError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
 
 
-def fill(model: Forecaster, tensors: dict[str, Tensor], origin: Path | str, dtype: str) -> None:
+def fill(model: Forecaster, tensors: dict[str, Tensor], origin: Path | str, dtype: str, *, ours: bool = False) -> None:
     """Give a model without memory its tensors, in their public names and layout.
 
     Args:
         model: of the sizes that the tensors have.
-        tensors: copied, left as they are.
+        tensors: copied, left as they are, unless they are `ours`.
         origin: named in errors.
         dtype: of the weights in memory, one of `DTYPES`.
+        ours: whether nobody else holds the tensors: those that need no change become the model's.
 
     Raises:
         TspruneError: a tensor is missing, unknown, of another shape or not finite.
@@ -121,12 +143,28 @@ def fill(model: Forecaster, tensors: dict[str, Tensor], origin: Path | str, dtyp
     check_finite(tensors, DTYPES[dtype], Path(origin))
     floating = {name for name, tensor in tensors.items() if tensor.is_floating_point()}
     found = sorted({str(tensors[name].dtype).removeprefix("torch.") for name in floating} - {dtype})
-    cast = {name: t.to(DTYPES[dtype] if name in floating else t.dtype, copy=True) for name, t in tensors.items()}
+    alone = _alone(tensors) if ours else set()
+    cast = {
+        name: tensor.to(DTYPES[dtype] if name in floating else tensor.dtype, copy=name not in alone)
+        for name, tensor in tensors.items()
+    }
     model.load_state_dict(cast, assign=True)
     if found:
         model.notes += (f"weights in {Path(origin).name} are {', '.join(found)}, converted to {dtype}",)
     if isinstance(corpora := model.config.get("pretraining_corpora"), list):
         model.pretraining_corpora = tuple(str(name) for name in corpora)
+
+
+def _alone(tensors: Mapping[str, Tensor]) -> set[str]:
+    """Tensors that have their memory to themselves, all of it and in order."""
+    users = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    return {
+        name
+        for name, tensor in tensors.items()
+        if users[tensor.untyped_storage().data_ptr()] == 1
+        and tensor.is_contiguous()
+        and tensor.untyped_storage().nbytes() == tensor.nbytes
+    }
 
 
 def save(model: Forecaster, directory: str | Path, plan: Plan | None = None) -> Path:
@@ -289,35 +327,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise TspruneError(f"{path}: is a JSON {type(config).__name__}, expected an object")
     return config
-
-
-def family_of(config: Mapping[str, Any], family: str | None, where: Path) -> type[Forecaster]:
-    """The family that a config belongs to.
-
-    Args:
-        config: the public config.
-        family: name that the user gave, or None.
-        where: file named in errors.
-    """
-    package = "tsprune.models"
-    known = {name: registry.find(package, name).FAMILY for name in registry.names(package)}
-    own = next((name for name, kind in known.items() if kind.recognises(config)), None)
-    if family is None:
-        if own is None:
-            found = config.get("architectures") or config.get("model_type") or "nothing that names one"
-            raise TspruneError(
-                f"{where}: no family recognises this config ({found}); known families: {', '.join(known)}"
-            )
-        return _kind(known[own])
-    wanted = registry.find(package, family).FAMILY
-    if own is not None and known[own] is not wanted:
-        raise TspruneError(f"{where}: this is a {own} model, not {family}; leave the family out or say {own}")
-    return _kind(wanted)
-
-
-def _kind(found: Any) -> type[Forecaster]:
-    kind: type[Forecaster] = found
-    return kind
 
 
 def without_weights(kind: type[Forecaster], config: Mapping[str, Any], where: Path) -> Forecaster:

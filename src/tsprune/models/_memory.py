@@ -13,7 +13,8 @@ from torch import Tensor
 from tsprune import registry
 from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster
-from tsprune.models._loading import check_dtype, device_of, family_of, fill, without_weights
+from tsprune.models._loading import check_dtype, device_of, fill, without_weights
+from tsprune.models._recognising import family_of
 
 INSIDE = ("model", "module", "inner_model")
 """Where pipelines and forecasters of the original packages keep their network."""

@@ -23,7 +23,7 @@ class Renames:
     def __init__(self, rules: Sequence[Rule] = ()) -> None:
         self._rules = tuple(rules)
 
-    # Every family is imported to find the one that a checkpoint belongs to, but only that one renames anything.
+    # Several families may be imported to find the one that a checkpoint belongs to, but only that one renames anything.
     @cached_property
     def _to_ours(self) -> list[tuple[re.Pattern[str], str]]:
         return [_compiled(public, own) for public, own in self._rules]

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +15,19 @@ from torch import Tensor
 from tsprune.errors import TspruneError
 
 WEIGHTS, INDEX, CONFIG, PLAN = "model.safetensors", "model.safetensors.index.json", "config.json", "plan.json"
+TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Types as the header of a safetensors file names them; others are left to the library."""
 
 
 def read_weights(directory: Path) -> tuple[dict[str, Tensor], Path]:
@@ -50,13 +63,39 @@ def shards(directory: Path) -> list[str]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, each in memory of its own.
+
+    The library judges the file, and we read it: what the library gives are views of the mapped file, which somebody may
+    replace, and a copy of them is a second pass over all bytes, a page at a time.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
+        with safe_open(path, framework="pt") as file, path.open("rb", buffering=0) as raw:
+            size = int.from_bytes(raw.read(8), "little")
+            header = json.loads(raw.read(size))
+            found = {}
+            for name in file.keys():
+                told = header[name]
+                if (dtype := TYPES.get(told["dtype"])) is None:
+                    found[name] = file.get_tensor(name).clone()
+                    continue
+                found[name] = tensor = torch.empty(told["shape"], dtype=dtype, device="cpu")
+                raw.seek(8 + size + told["data_offsets"][0])
+                _read_into(raw, tensor)
+            return found
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise TspruneError(
             f"{path}: cannot be read as safetensors ({error}); the file is cut off or damaged"
         ) from error
+
+
+def _read_into(file: BinaryIO, tensor: Tensor) -> None:
+    """Fill a tensor with the next bytes; a system call may give fewer than are asked for."""
+    room = tensor.view(-1).view(torch.uint8).numpy().data
+    while len(room):
+        got = file.readinto(room)  # type: ignore[attr-defined]
+        if not got:
+            raise OSError(f"{len(room)} bytes are missing")
+        room = room[got:]
 
 
 def read_json(path: Path) -> Any:

@@ -8,6 +8,7 @@ prints one line of JSON. Memory is the highest resident size of that process les
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -29,7 +30,7 @@ class Alone:
     """What one process took.
 
     Attributes:
-        imports_s: seconds of the imports, torch above all.
+        imports_s: seconds of the imports, torch above all, and of one garbage collection after them.
         first_s: seconds after the imports until the first forecast was there: reading the files and forecasting once.
         first_cpu_s: processor time of the same, of all threads; neighbours on the machine disturb it less.
         imports_mib: resident size after the imports; None where the system does not tell.
@@ -95,6 +96,8 @@ def measure(order: dict[str, Any]) -> Alone:
     )  # fmt: skip
     # The batch is the caller's; making it also starts what torch starts once per process.
     batch = subject.batch(order["windows"])
+    # Walking all that was imported takes as long as loading a small model, and would hit one or another by chance.
+    gc.collect()
     imported, worked, before = time.perf_counter(), time.process_time(), resident("VmRSS")
     forecast = runtime.open(subject, order["threads"])
     forecast(batch)

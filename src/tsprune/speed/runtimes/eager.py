@@ -21,7 +21,7 @@ class Eager(Runtime):
     title = "eager torch"
 
     def imports(self) -> None:
-        """Every family: a checkpoint is asked about by all of them."""
+        """Every family, so that whichever the checkpoint belongs to has been imported."""
         for name in registry.names("tsprune.models"):
             registry.find("tsprune.models", name)
 
