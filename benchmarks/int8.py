@@ -51,7 +51,7 @@ JUDGING, WATCHED, ROWS = 128, 64, 16
 TIMED = ("float32", "int8", "tight", "plain", "dynamic, same products", "ends too")
 
 
-def graphs_of(ready: Prepared, folder: Path, whole: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+def graphs_of(ready: Prepared, folder: Path, whole: Path, brief: bool) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Facts of the exports, and every graph that is compared."""
     model, horizon = ready.model, ready.horizon
     fitting, judging = rows(ready.train.windows, CALIBRATION), rows(ready.validation[0], JUDGING)
@@ -63,6 +63,8 @@ def graphs_of(ready: Prepared, folder: Path, whole: Path) -> tuple[dict[str, Any
         ("tight", fitting, judging, BOUND / 10),
         ("drawn", *drawn, BOUND),
     ):
+        if brief and name == "tight":
+            continue
         out = folder / name
         out.mkdir(parents=True, exist_ok=True)
         options = {"error_bound": bound}
@@ -72,8 +74,13 @@ def graphs_of(ready: Prepared, folder: Path, whole: Path) -> tuple[dict[str, Any
         found = from_float32(request, whole)
         facts[name] = {"products": found["products"], "error": found["error"], "elsewhere": found["other_contexts"]}
         graphs[name] = (out / "model.onnx").read_bytes()
-    graphs |= variants(graphs["float32"], fitting, folder)
-    return facts, graphs
+    return facts, graphs | (by_default(whole, folder) if brief else variants(graphs["float32"], fitting, folder))
+
+
+def by_default(whole: Path, folder: Path) -> dict[str, bytes]:
+    """The library's dynamic quantisation as it is."""
+    quantize_dynamic(whole / "model.onnx", folder / "plain.onnx")
+    return {"plain": (folder / "plain.onnx").read_bytes()}
 
 
 def variants(content: bytes, fitting: list[Batch], folder: Path) -> dict[str, bytes]:
@@ -137,9 +144,9 @@ def beside(content: bytes, batch: Batch) -> float:
     return float(np.abs(together[:1] - alone).max() / alone.std())
 
 
-def one(ready: Prepared, folder: Path, whole: Path) -> dict[str, Any]:
+def one(ready: Prepared, folder: Path, whole: Path, brief: bool) -> dict[str, Any]:
     """Errors of all graphs on the test windows of one set."""
-    facts, graphs = graphs_of(ready, folder, whole)
+    facts, graphs = graphs_of(ready, folder, whole, brief)
     tests = rows(ready.test[0], len(ready.test[0]))
     judge = Judge.of(tests, ready.model.levels, whole / "model.onnx")
     cells = {}
@@ -158,6 +165,7 @@ def timed(folder: Path, batch: Batch, repeats: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with threads_set(1):
         named = {name: folder / f"{name.replace(' ', '_').replace(',', '')}.graph" for name in TIMED}
+        named = {name: path for name, path in named.items() if path.exists()}
         runs = {name: outputs(path.read_bytes(), ["quantiles"]) for name, path in named.items()}
         for count in (1, ROWS):
             given = np.resize(context, (count, context.shape[1]))
@@ -187,6 +195,7 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=96)
     parser.add_argument("--windows", type=int, default=400, help="test windows per set, evenly spread")
     parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--brief", action="store_true", help="the exports and the library's default alone")
     parser.add_argument("--times", action="store_true", help="time the graphs that an earlier run left in --work")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "int8.json")
     given = parser.parse_args()
@@ -212,7 +221,7 @@ def main() -> None:
                     FLOAT32.write(Request(ready.model, source, whole, batches, given.horizon, Progress(quiet=True)))
                 own = models.setdefault(model, {"fingerprint": fingerprint(load(source)), "sets": {}})
                 own["parameters"] = ready.model.parameter_count()
-                own["sets"][name] = one(ready, given.work / model / name, whole)
+                own["sets"][name] = one(ready, given.work / model / name, whole, given.brief)
             content |= {"horizon": given.horizon, "bound": BOUND, "calibration_windows": CALIBRATION}
             content |= {"validation_windows": JUDGING, "versions": versions(("onnx", "onnxruntime"))}
             content["timing" if given.times else "machine"] = machine_line(busy=load_average() > 1.5, threads=1)

@@ -241,7 +241,7 @@ def test_families_and_sizes_without_a_graph_are_refused() -> None:
     ("arguments", "message"),
     [
         (["--format", "onnx", "--error-bound", "0.1"], "--error-bound: without effect on --format onnx;"),
-        (["--format", "onnx_int8", "--error-bound", "1"], "--error-bound 1 must be above 0 and below 1"),
+        (["--format", "onnx_int8", "--error-bound", "1"], "--error-bound 1 must lie between 0 and 1"),
         (["--format", "onnx_int8", "--bits", "8"], "--bits: without effect on --format onnx_int8"),
         (["--format", "onnx_int8", "--windows", "5"], "needs at least 8 windows for comparison, there are 5"),
     ],

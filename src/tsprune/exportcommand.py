@@ -35,7 +35,7 @@ class ExportSettings:
     )
     bits: tuple[int, ...] = option((), "Bits of a weight, such as 8 or 8,6,5,4,3 (forms that store fewer).")
     error_bound: float = option(
-        0.0, "Share of float32's error that an export may add at most, such as 0.01, the default (calibrated forms)."
+        0.0, "Share of float32's error that int8 may add (forms that are calibrated). Default: 0.01, which is 1 %."
     )
     base: str = option("", "Directory of the uncut model that a pruned one came from (forms that go back to it).")
     push: str = option("", "Upload the export to the Hugging Face hub, as OWNER/NAME; the repository is private.")
@@ -50,7 +50,8 @@ class ExportSettings:
         object.__setattr__(self, "format", known(PACKAGE, self.format, "--format"))
         if not 0 <= self.error_bound < 1:
             raise TspruneError(
-                f"--error-bound {self.error_bound:g} must be above 0 and below 1: it is a share, 0.01 is 1 %"
+                f"--error-bound {self.error_bound:g} must lie between 0 and 1: it is a share, 0.01 is 1 %, and 0 is the "
+                "default"
             )
         if self.windows < 1:
             raise TspruneError(f"--windows {self.windows} must be at least 1")

@@ -36,6 +36,7 @@ FEWEST = 8
 TRIAL = 32
 """Calibration windows on which products are measured one by one."""
 ROWS = 16
+"""Rows of a batch, of forecasts that are compared and of the larger of the two that are timed."""
 REPEATS = 15
 RARE = f"fewer than {FEWEST_TOKENS} tokens came on the calibration windows"
 KEPT = "error bound"
@@ -274,7 +275,8 @@ def _forecasts(graph: Path | bytes, batches: Sequence[Batch], levels: Sequence[f
     run = outputs(graph, ["quantiles"])
     found = []
     for batch in batches:
-        quantiles = torch.from_numpy(run(_floats(batch.context))[0])
+        parts = torch.split(batch.context, ROWS)
+        quantiles = torch.cat([torch.from_numpy(run(_floats(part))[0]) for part in parts])
         found.append((quantiles, at_levels(quantiles, levels, (0.5,))[:, 0]))
     return found
 
@@ -364,9 +366,9 @@ def _lines(told: Mapping[str, Any]) -> Iterator[str]:
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         yield f"in float32 ({why}): {', '.join(names[:4])}{more}"
     yield f"calibrated on {told['calibration']['windows']} windows: {told['calibration']['of']}"
-    yield f"on {error['windows']} windows {_said(error['int8'])}; the bound is {error['bound']:.2%} more"
+    yield f"on {error['windows']} windows {_said(error['int8'])}; the bound is {error['bound']:.2%} above it"
     yield f"quantize_dynamic by default: {plain['failed'] if 'failed' in plain else _said(plain)}"
-    times = [f"{one['ratio']:.2f} with {rows} rows" for rows, one in told["time"].items() if rows != "threads"]
+    times = [f"{one['ratio']:.2f} at a batch of {rows}" for rows, one in told["time"].items() if rows != "threads"]
     busy = any(one["busy"] for rows, one in told["time"].items() if rows != "threads")
     yield (
         f"time over that of the float32 graph, one thread of this machine: {', '.join(times)}"
