@@ -50,8 +50,8 @@ class ExportSettings:
         object.__setattr__(self, "format", known(PACKAGE, self.format, "--format"))
         if not 0 <= self.error_bound < 1:
             raise TspruneError(
-                f"--error-bound {self.error_bound:g} must lie between 0 and 1: it is a share, 0.01 is 1 %, and 0 is the "
-                "default"
+                f"--error-bound {self.error_bound:g} must lie between 0 and 1: it is a share, 0.01 is 1 %, and 0 takes "
+                "the default"
             )
         if self.windows < 1:
             raise TspruneError(f"--windows {self.windows} must be at least 1")

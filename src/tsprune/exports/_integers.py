@@ -14,7 +14,7 @@ from tsprune.exports._products import Floats, Graph, Product, copied
 
 MOST_CODE = 64
 """Largest code of a weight. Two products of codes up to 255 and 64 fit into 16 bits, so that processors without
-instructions of their own for int8, which add pairs in 16 bits, cut nothing off. Codes up to 127 gave hardly less error."""
+instructions of their own for int8, which add pairs in 16 bits, cut nothing off."""
 DOMAIN = "com.microsoft"
 
 
