@@ -7,7 +7,7 @@ Each model is exported as `onnx_int8`, with ranges from 128 training windows and
 windows; all errors are of evenly spread test windows, which steer nothing. Beside it: the same with a tenth of the
 bound, ranges from drawn series, other ranges and rounding, and the dynamic quantisation of onnxruntime by default. The
 graphs stay in WORK, so that `--times` can be run on a quiet machine: all of them in turn on one thread, with 1 and 16
-windows; ratios are to the float32 graph.
+windows; ratios are to the float32 graph, of processor time.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def one(ready: Prepared, folder: Path, whole: Path, brief: bool) -> dict[str, An
 
 
 def timed(folder: Path, batch: Batch, repeats: int) -> dict[str, Any]:
-    """Wall time over that of the float32 graph, medians of turns."""
+    """Processor time over that of the float32 graph, medians of turns."""
     context = batch.context.float().numpy()
     found: dict[str, Any] = {}
     with threads_set(1):
@@ -170,8 +170,8 @@ def timed(folder: Path, batch: Batch, repeats: int) -> dict[str, Any]:
         for count in (1, ROWS):
             given = np.resize(context, (count, context.shape[1]))
             times = taking_turns({name: partial(run, given) for name, run in runs.items()}, repeats)
-            base = times["float32"].median_ms
-            found[str(count)] = {name: round(one.median_ms / base, 3) for name, one in times.items()}
+            base = times["float32"].cpu_ms
+            found[str(count)] = {name: round(one.cpu_ms / base, 3) for name, one in times.items()}
             found[str(count)]["busy"] = any(one.busy for one in times.values())
     return found
 

@@ -337,7 +337,7 @@ def _elsewhere(request: Request, path: Path, graphs: Mapping[str, bytes]) -> dic
 
 
 def _times(path: Path, content: bytes, batches: Sequence[Batch]) -> dict[str, Any]:
-    """Time over that of the float32 graph, by rows of a batch; medians of turns on one thread."""
+    """Processor time over that of the float32 graph, by rows of a batch; medians of turns on one thread."""
     from tsprune.evaluation.cost import taking_turns, threads_set
 
     rows = _floats(torch.cat([batch.context for batch in batches]))
@@ -347,7 +347,7 @@ def _times(path: Path, content: bytes, batches: Sequence[Batch]) -> dict[str, An
         for count in (1, ROWS):
             context = np.resize(rows, (count, rows.shape[1]))
             timed = taking_turns({name: partial(run, context) for name, run in runs.items()}, REPEATS)
-            ratio = timed["int8"].median_ms / timed["float32"].median_ms
+            ratio = timed["int8"].cpu_ms / timed["float32"].cpu_ms
             found[str(count)] = {"ratio": ratio, "busy": timed["int8"].busy}
     return found
 
@@ -371,8 +371,8 @@ def _lines(told: Mapping[str, Any]) -> Iterator[str]:
     times = [f"{one['ratio']:.2f} at a batch of {rows}" for rows, one in told["time"].items() if rows != "threads"]
     busy = any(one["busy"] for rows, one in told["time"].items() if rows != "threads")
     yield (
-        f"time over that of the float32 graph, one thread of this machine: {', '.join(times)}"
-        + (" (other programs were running; do not rely on it)" if busy else "")
+        f"processor time over that of the float32 graph, one thread of this machine: {', '.join(times)}"
+        + (" (other programs were running, so roughly)" if busy else "")
     )
     if all(one["ratio"] >= 1 for rows, one in told["time"].items() if rows != "threads"):
         yield "it is smaller, but not faster here: the float32 graph serves as well"
