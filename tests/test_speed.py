@@ -21,7 +21,11 @@ import tsprune
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.evaluation.cost import flops
+from tsprune.exports import onnx_int8
 from tsprune.exports._export import Export, Request
+from tsprune.exports._integers import in_int8
+from tsprune.exports._products import Graph
+from tsprune.exports._ranges import observe
 from tsprune.progress import Progress
 from tsprune.speed import runtimes
 from tsprune.speed.alone import alone
@@ -268,7 +272,7 @@ class Line(Export):
         weight = onnx.numpy_helper.from_array(line(), "weight")
         shape = onnx.numpy_helper.from_array(np.array([-1, 2, HORIZON], np.int64), "shape")
         nodes = [
-            helper.make_node("MatMul", [self.input_name, "weight"], ["flat"]),
+            helper.make_node("MatMul", [self.input_name, "weight"], ["flat"], "product"),
             helper.make_node("Reshape", ["flat", "shape"], ["quantiles"]),
         ]
         given_ = helper.make_tensor_value_info(self.input_name, kind.FLOAT, ["batch", CONTEXT])
@@ -296,8 +300,23 @@ def exporting(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Line]:
     return put
 
 
-def test_onnx_runs_what_was_exported_once(subjects: list[Subject], exporting: Callable[..., Line]) -> None:
+def line_in_int8(request: Request, folder: Path) -> dict[str, Any]:
+    """The line's one product in int8, though it reads raw values."""
+    import onnx
+
+    counts = [sum(batch.rows for batch in part) for part in (request.batches, request.calibration)]
+    assert counts == [32, 128] and request.calibrated_on.startswith("series that were drawn")
+    graph = Graph(onnx.load(folder / "model.onnx"))
+    observed = observe(graph, [np.random.default_rng(1).standard_normal((128, CONTEXT)).astype(np.float32)])
+    onnx.save(in_int8(graph, [one.name for one in graph.products], observed.grids), request.out / "model.onnx")
+    return {}
+
+
+def test_onnx_runs_what_was_exported_once(
+    subjects: list[Subject], exporting: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
     export, subject = exporting(), subjects[0]
+    monkeypatch.setattr(onnx_int8, "from_float32", line_in_int8)
     plain, int8 = runtimes.find("onnx"), runtimes.find("onnx_int8")
     for runtime in (plain, int8, plain):
         assert runtime.refusal(subject) == ""

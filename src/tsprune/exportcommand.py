@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,9 @@ class ExportSettings:
         32, "Windows on which the export is compared with the model: of --data, else of series that are drawn."
     )
     bits: tuple[int, ...] = option((), "Bits of a weight, such as 8 or 8,6,5,4,3 (forms that store fewer).")
+    error_bound: float = option(
+        0.0, "Share of float32's error that int8 may add (forms that are calibrated). Default: 0.01, which is 1 %."
+    )
     base: str = option("", "Directory of the uncut model that a pruned one came from (forms that go back to it).")
     push: str = option("", "Upload the export to the Hugging Face hub, as OWNER/NAME; the repository is private.")
     public: bool = option(False, "Make the repository of --push public.")
@@ -45,6 +48,11 @@ class ExportSettings:
     def __post_init__(self) -> None:
         """Refuse unknown forms and numbers that mean nothing."""
         object.__setattr__(self, "format", known(PACKAGE, self.format, "--format"))
+        if not 0 <= self.error_bound < 1:
+            raise TspruneError(
+                f"--error-bound {self.error_bound:g} must lie between 0 and 1: it is a share, 0.01 is 1 %, and 0 takes "
+                "the default"
+            )
         if self.windows < 1:
             raise TspruneError(f"--windows {self.windows} must be at least 1")
         if wrong := [bits for bits in self.bits if bits < 1]:
@@ -59,7 +67,7 @@ class ExportSettings:
     @property
     def options(self) -> dict[str, Any]:
         """What the form is told, as far as it was given."""
-        given = {"bits": self.bits, "base": self.base}
+        given = {"bits": self.bits, "base": self.base, "error_bound": self.error_bound}
         return {name: value for name, value in given.items() if value}
 
 
@@ -74,28 +82,33 @@ def run_export(chosen: Chosen, quiet: bool) -> None:
     settings, task, progress = chosen.make(ExportSettings), chosen.make(TaskSettings), Progress(quiet)
     if task.device != "cpu":
         raise TspruneError(f"--device {task.device}: models are exported on the CPU; leave it out")
+    form = form_of(settings.format)
+    if settings.error_bound and not form.calibrated:
+        raise TspruneError(f"--error-bound: without effect on --format {settings.format}; leave it out")
     out = check_export_place(Path(settings.out))
     set_threads(task.threads)
     model = load(task.model)
-    if reason := form_of(settings.format).refusal(model):
+    if reason := form.refusal(model):
         raise TspruneError(f"--format {settings.format}: {reason}")
     about = about_model(model, task.model, licence=settings.license, base=settings.base, data_name=settings.data_name)
     if settings.push:
         _may_be_pushed(about, settings.push)
-    horizon, batches, notes = _windows(task, chosen.make(ReadOptions), model, settings.windows)
-    for note in (*model.notes, *notes):
+    seen = _windows(task, chosen.make(ReadOptions), model, settings.windows, form.calibrated)
+    for note in (*model.notes, *seen.notes):
         progress.say(f"note: {note}")
     facts = export(
         model,
         settings.format,
         out,
         source=task.model,
-        batches=batches,
-        horizon=horizon,
+        batches=seen.batches,
+        horizon=seen.horizon,
         progress=progress,
         options=settings.options,
         about=about,
         name=settings.push,
+        calibration=seen.calibration,
+        calibrated_on=seen.calibrated_on,
     )
     for note in facts.get("notes", ()):
         progress.say(f"note: {note}")
@@ -121,19 +134,44 @@ def _may_be_pushed(about: About, repository: str) -> None:
         )
 
 
-def _windows(
-    task: TaskSettings, reading: ReadOptions, model: Forecaster, count: int
-) -> tuple[int, list[Batch], list[str]]:
-    """Horizon, windows to compare on, and notes."""
-    from tsprune.exports._drawn import drawn_batches
+@dataclass(frozen=True)
+class Seen:
+    """Windows that an export is compared on, and fitted to where its form is.
+
+    Attributes:
+        horizon: steps.
+        batches: to compare on.
+        notes: for people.
+        calibration: other windows, earlier ones where they are the user's; none unless asked for.
+        calibrated_on: where these came from, for people.
+    """
+
+    horizon: int
+    batches: list[Batch]
+    notes: list[str]
+    calibration: list[Batch] = field(default_factory=list)
+    calibrated_on: str = ""
+
+
+def _windows(task: TaskSettings, reading: ReadOptions, model: Forecaster, count: int, calibrated: bool) -> Seen:
+    """The windows: of the user's series where there are such, else drawn."""
+    from tsprune.exports._drawn import DRAWN, drawn_batches, drawn_calibration
+    from tsprune.exports._export import CALIBRATION
     from tsprune.preparing import prepare
 
     horizon = task.horizon or int(model.task.get("horizon") or 0)
     if task.data:
         ready = prepare(replace(task, horizon=horizon), reading, model=model)
         windows = ready.validation[0].thin(count)[0]
-        return ready.horizon, [batch for _, batch in windows.batches(count)], list(ready.notes)
+        batches = [batch for _, batch in windows.batches(count)]
+        if not calibrated:
+            return Seen(ready.horizon, batches, list(ready.notes))
+        train = ready.train.windows.thin(CALIBRATION)[0] if len(ready.train) else ready.train.windows
+        fitting = [batch for _, batch in train.batches(count)]
+        return Seen(ready.horizon, batches, list(ready.notes), fitting, f"training windows of {Path(task.data).name}")
     notes = ["compared on drawn series; --data compares on yours"]
+    if calibrated:
+        notes = ["calibrated and compared on drawn series, which yours may not be like; --data FILE takes yours"]
     if not horizon:
         horizon = min(model.native_horizon, LONGEST_DRAWN)
         notes.append(f"horizon {horizon}, as neither --horizon nor the model names one")
@@ -143,7 +181,10 @@ def _windows(
             f"--context {context} is more than the {model.context_length} steps that {task.model} can use; give "
             f"--context {model.context_length} or less"
         )
-    return horizon, drawn_batches(count, context, horizon, task.seed), notes
+    batches = drawn_batches(count, context, horizon, task.seed)
+    if not calibrated:
+        return Seen(horizon, batches, notes)
+    return Seen(horizon, batches, notes, drawn_calibration(context, horizon, task.seed), DRAWN)
 
 
 def _parity_line(parity: Mapping[str, Any]) -> str:

@@ -69,6 +69,8 @@ def export(
     options: Mapping[str, Any] | None = None,
     about: About | None = None,
     name: str = "",
+    calibration: Sequence[Batch] = (),
+    calibrated_on: str = "",
 ) -> dict[str, Any]:
     """Write a model in another form and check it.
 
@@ -83,6 +85,8 @@ def export(
         options: see `Request`.
         about: what the model card says of the model; None looks it up.
         name: what the card calls it, `owner/name` on the hub; "" means the directory's name.
+        calibration: windows that calibrated forms are fitted to, see `Request`.
+        calibrated_on: where these came from, for people.
 
     Returns:
         What `export.json` holds.
@@ -106,7 +110,7 @@ def export(
         shutil.rmtree(leftover, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        found = kind.write(Request(model, source, work, batches, horizon, progress, chosen))
+        found = kind.write(Request(model, source, work, batches, horizon, progress, chosen, calibration, calibrated_on))
         facts = {"format": form, "title": kind.title, "family": model.family, "horizon": horizon, **found}
         for path in known.licence.texts:
             if not (work / path.name).exists():

@@ -7,8 +7,10 @@ import math
 import torch
 
 from tsprune.data.batch import Batch
+from tsprune.exports._export import CALIBRATION
 
 ROWS = 16
+DRAWN = "series that were drawn, since no data were given"
 
 
 def drawn_batches(count: int, context: int, horizon: int, seed: int = 0) -> list[Batch]:
@@ -35,3 +37,8 @@ def drawn_batches(count: int, context: int, horizon: int, seed: int = 0) -> list
         first = int(torch.randint(max(1, context - 4), (1,), generator=draw))
         series[row, first : first + max(1, context // 16)] = torch.nan
     return [Batch(part[:, :context].clone(), part[:, context:].clone()) for part in torch.split(series, ROWS)]
+
+
+def drawn_calibration(context: int, horizon: int, seed: int = 0) -> list[Batch]:
+    """Others of the same kind, to fit a form to; arguments as those of `drawn_batches`."""
+    return drawn_batches(CALIBRATION, context, horizon, seed + 1)

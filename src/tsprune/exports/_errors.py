@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from tsprune.data.batch import Batch
+from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster, at_levels
 
 Forecasts = list[tuple[Tensor, Tensor]]
@@ -50,6 +52,47 @@ def forecast_errors(before: Forecasts, after: Forecasts, batches: Sequence[Batch
     variance = square / max(1, count) - (level / max(1, count)) ** 2
     told = {"relative_difference": (changed / max(1, count) / variance) ** 0.5 if variance > 0 else 0.0}
     return told | ({"mse_ratio": errors[1] / errors[0]} if errors[0] else {})
+
+
+def graph_errors(
+    before: Forecasts, after: Forecasts, batches: Sequence[Batch], levels: Sequence[float]
+) -> dict[str, float]:
+    """As `forecast_errors`, of batches with targets, and what a change is expected to cost.
+
+    Returns:
+        also `moved`, mean squared change of the quantiles over the mean squared error of the medians before, which is
+        the share that a change unrelated to the errors adds to them; and `quantile_loss_ratio`, mean quantile loss over
+        all levels after over before. Not a number where the forecasts are none.
+
+    Raises:
+        TspruneError: the windows have no targets, or the forecasts before are perfect on them.
+    """
+    changed = square = 0.0
+    count = seen = 0
+    losses = [0.0, 0.0]
+    asked = torch.tensor(list(levels), dtype=torch.float64)[None, :, None]
+    for (quantiles, median), (other, _), batch in zip(before, after, batches, strict=True):
+        unit = _spread(batch.context)
+        changed += float(((other - quantiles).double() / unit[:, None]).square().sum())
+        count += quantiles.numel()
+        target = torch.empty(len(unit), 0) if batch.target is None else batch.target[:, : median.shape[1]]
+        steps, scaled = target.shape[1], target.double() / unit
+        square += float((scaled - median[:, :steps].double() / unit).square().nansum())
+        seen += int((~target.isnan()).sum())
+        for side, found in enumerate((quantiles, other)):
+            over = scaled[:, None] - found[:, :, :steps].double() / unit[:, None]
+            losses[side] += float(torch.maximum(asked * over, (asked - 1) * over).nansum())
+    if not seen or square <= 0:
+        why = "none of the steps to forecast is observed" if not seen else "float32 forecasts them without any error"
+        raise TspruneError(f"the windows cannot tell what int8 costs: {why}; give other series by --data")
+    told = {"moved": changed / max(1, count) / (square / seen)}
+    if any(not bool(other.isfinite().all()) for other, _ in after):
+        return {"relative_difference": math.nan, "mse_ratio": math.nan, "quantile_loss_ratio": math.nan, **told}
+    return {
+        **forecast_errors(before, after, batches),
+        "quantile_loss_ratio": losses[1] / losses[0] if losses[0] else 1.0,
+        **told,
+    }
 
 
 def _spread(context: Tensor) -> Tensor:

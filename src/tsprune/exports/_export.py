@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from tsprune.models._forecaster import Forecaster
     from tsprune.progress import Progress
 
+CALIBRATION = 128
+"""Windows that a form is fitted to at most."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -26,6 +29,8 @@ class Request:
         horizon: steps to forecast.
         progress: told what happens.
         options: choices of one form, such as the bits of a quantised one.
+        calibration: other windows, earlier ones of the same series, for forms that are fitted to what they will see.
+        calibrated_on: where these came from, for people.
     """
 
     model: Forecaster
@@ -35,6 +40,8 @@ class Request:
     horizon: int
     progress: Progress
     options: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Sequence[Batch] = ()
+    calibrated_on: str = ""
 
 
 class Export(ABC):
@@ -42,9 +49,11 @@ class Export(ABC):
 
     Attributes:
         title: for people.
+        calibrated: whether it is fitted to windows, see `Request.calibration`, and keeps a bound on its error.
     """
 
     title: ClassVar[str]
+    calibrated: ClassVar[bool] = False
 
     def refusal(self, model: Forecaster) -> str:
         """Why a model cannot be written so, one sentence without a full stop; "" where it can."""

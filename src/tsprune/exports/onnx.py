@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from numpy.typing import NDArray
 
 from tsprune.__about__ import __version__
 from tsprune.errors import TspruneError
@@ -65,9 +66,7 @@ tsprune itself loads the model that the graph was made of, not the graph."""
                 model.
         """
         check_packages()
-        if request.options:
-            given = ", ".join(f"--{name}" for name in request.options)
-            raise TspruneError(f"{given}: without effect on --format onnx; leave it out")
+        refuse_options(request.options, "onnx")
         model, steps = in_float32(request.model), request.horizon
         if (count := passes(model, steps)) > MOST_PASSES:
             raise TspruneError(
@@ -94,24 +93,42 @@ tsprune itself loads the model that the graph was made of, not the graph."""
         return {"files": files, "passes": count, "parity": parity.facts(), "about": about, "notes": notes}
 
 
-def check_packages() -> None:
+def check_packages(form: str = "onnx") -> None:
     """Refuse when a package is missing.
 
     Raises:
         TspruneError: names them and the extra that brings them.
     """
     if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise TspruneError(f"--format onnx needs {', '.join(lacking)}; install tsprune[onnx]")
+        raise TspruneError(f"--format {form} needs {', '.join(lacking)}; install tsprune[onnx]")
+
+
+def refuse_options(options: Collection[str], form: str) -> None:
+    """Refuse options that do nothing here.
+
+    Raises:
+        TspruneError: names them.
+    """
+    if options:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in options)
+        raise TspruneError(f"{given}: without effect on --format {form}; leave it out")
 
 
 def session(path: Path) -> Run:
     """What runs a written file, on as many threads as torch uses."""
+    run = outputs(path, ["quantiles"])
+    return lambda context: run(context)[0]
+
+
+def outputs(graph: Path | bytes, names: Sequence[str]) -> Callable[[NDArray[Any]], list[Any]]:
+    """The same of a file or of the content of one, with any of its outputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    made = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda context: made.run(["quantiles"], {"context": context})[0]
+    given = graph if isinstance(graph, bytes) else str(graph)
+    made = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    return lambda context: list(made.run(list(names), {"context": context}))
 
 
 def _interface(model: Forecaster, steps: int) -> dict[str, Any]:

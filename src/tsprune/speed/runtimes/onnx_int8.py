@@ -1,12 +1,10 @@
-"""ONNX Runtime with the weights of matrix products in 8 bits."""
+"""ONNX Runtime on the exported file in int8."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+import shutil
+from typing import TYPE_CHECKING, Any
 
 from tsprune.speed.runtimes import _onnxfile
 from tsprune.speed.runtimes._runtime import Forecast, Runtime
@@ -16,12 +14,14 @@ if TYPE_CHECKING:
     from tsprune.speed.subject import Subject
 
 FOLDER = "onnx_int8"
+WINDOWS = 32
+"""Windows that hold the file to its bound, as many as the command `export` takes unless told otherwise."""
 
 
 class OnnxInt8(Runtime):
-    """Dynamic quantisation of the exported file: int8 weights of MatMul, activations quantised at every call.
+    """The file that the export of that name writes where it is given no data: calibrated on drawn series.
 
-    Nothing is calibrated or tuned, so its forecasts differ; by how much is part of every row.
+    Its forecasts differ; by how much on the windows of the ladder, which are unlike those series, is part of every row.
     """
 
     title = "ONNX Runtime, int8"
@@ -32,22 +32,31 @@ class OnnxInt8(Runtime):
     def refusal(self, subject: Subject) -> str:
         """As the float32 file; its products run on CPUs only."""
         if subject.device != "cpu":
-            return "dynamic quantisation runs on CPUs only"
-        return _onnxfile.refusal(subject, "CPUExecutionProvider")
+            return "its int8 products run on CPUs only"
+        return _onnxfile.refusal(subject, "CPUExecutionProvider") or _form().EXPORT.refusal(subject.model)
 
     def prepare(self, subject: Subject, progress: Progress) -> None:
-        """Export the model, then quantise the file."""
+        """Export the model, then write its file in int8."""
+        from tsprune.exports._drawn import DRAWN, drawn_batches, drawn_calibration
+        from tsprune.exports._export import Request
+
         folder = subject.folder / FOLDER
-        if (folder / _onnxfile.MODEL).exists():
+        if folder.exists():
             return
-        source = _onnxfile.exported(subject, progress) / _onnxfile.MODEL
-        folder.mkdir(exist_ok=True)
-        partial = folder / f"partial-{_onnxfile.MODEL}"
-        quantization = _onnxfile.library("onnxruntime.quantization")
-        int8 = quantization.QuantType.QInt8
-        with _quiet():
-            quantization.quantize_dynamic(source, partial, op_types_to_quantize=["MatMul"], weight_type=int8)
-        os.replace(partial, folder / _onnxfile.MODEL)
+        source = _onnxfile.exported(subject, progress)
+        partial = subject.folder / f"{FOLDER}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        judging = drawn_batches(WINDOWS, subject.context, subject.horizon)
+        fitting = drawn_calibration(subject.context, subject.horizon)
+        _form().from_float32(
+            Request(
+                subject.on_cpu(), subject.source, partial, judging, subject.horizon, progress,
+                calibration=fitting, calibrated_on=DRAWN,
+            ),
+            source,
+        )  # fmt: skip
+        os.replace(partial, folder)
 
     def open(self, subject: Subject, threads: int) -> Forecast:
         """A session."""
@@ -58,19 +67,15 @@ class OnnxInt8(Runtime):
         _onnxfile.library()
 
     def bytes_on_disk(self, subject: Subject) -> int:
-        """The quantised file."""
+        """The file in int8."""
         return _onnxfile.size_of(subject.folder / FOLDER, _onnxfile.MODEL)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's advice to preprocess the file first, which the export did."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+def _form() -> Any:
+    """What writes the file; imported late, since a process that only runs one needs none of it."""
+    from tsprune.exports import onnx_int8
+
+    return onnx_int8
 
 
 RUNTIME = OnnxInt8()
