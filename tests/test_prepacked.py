@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -34,18 +35,31 @@ def however_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEAST", 1)
 
 
+def test_small_products_stay_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    few, wide, layer = torch.randn(1, 8), torch.randn(200, 8), Linear(8, 700)
+    with torch.no_grad():
+        assert not module.fits(few, layer.weight) and module.fits(few, layer.weight, module.LARGE)
+        assert module.fits(wide, layer.weight) and not module.fits(wide[:0], layer.weight, module.LARGE)
+
+
 @contextmanager
 def products() -> Iterator[list[int]]:
     """How many maps each product in the block was of."""
     seen: list[int] = []
-    product = Packed.product
+    product, several = Packed.product, Packed.products
 
-    def counted(self: Packed, x: Tensor, maps: list[nn.Linear], act: str = "none") -> Tensor:
+    def counted(self: Packed, x: Tensor, *given: Any) -> Tensor:
+        seen.append(1)
+        return product(self, x, *given)
+
+    def all_counted(self: Packed, x: Tensor, maps: list[nn.Linear]) -> Sequence[Tensor]:
         seen.append(len(maps))
-        return product(self, x, maps, act)
+        return several(self, x, maps)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Packed, "product", counted)
+        patch.setattr(Packed, "products", all_counted)
         yield seen
 
 
@@ -75,16 +89,18 @@ def test_every_family_forecasts_the_same(family: str) -> None:
     inputs=st.integers(1, 20),
     outputs=st.lists(st.integers(1, 20), min_size=1, max_size=3),
     bias=st.booleans(),
-    act=st.sampled_from(["none", "relu"]),
 )
-def test_products_of_maps_together(tokens: int, inputs: int, outputs: list[int], bias: bool, act: str) -> None:
+def test_products_of_maps_alone_and_together(tokens: int, inputs: int, outputs: list[int], bias: bool) -> None:
     maps = [Linear(inputs, width, bias=bias) for width in outputs]
     x = torch.randn(2, tokens, inputs)
     with torch.no_grad():
-        found = Packed().product(x, maps, act)
-        expected = torch.cat([F.linear(x, one.weight, one.bias) for one in maps], -1)
-    expected = expected.relu() if act == "relu" else expected
-    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+        expected = [F.linear(x, one.weight, one.bias) for one in maps]
+        for found, wanted in zip(Packed().products(x, maps), expected, strict=True):
+            assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5)
+        for one, wanted in zip(maps, expected, strict=True):
+            assert torch.allclose(Packed().product(x, one.weight, one.bias), wanted, rtol=1e-5, atol=1e-5)
+            rectified = Packed().product(x, one.weight, one.bias, "relu")
+            assert torch.allclose(rectified, wanted.relu(), rtol=1e-5, atol=1e-5)
 
 
 def changed(layer: Linear, how: str) -> None:
@@ -104,15 +120,22 @@ def changed(layer: Linear, how: str) -> None:
             layer.bias.add_(1.0)
 
 
+def made(packed: Packed, x: Tensor, maps: list[Linear]) -> Tensor:
+    """By the way of one map, or by that of several."""
+    if len(maps) == 1:
+        return packed.product(x, maps[0].weight, maps[0].bias)
+    return torch.cat(list(packed.products(x, maps)), -1)
+
+
 @pytest.mark.parametrize("how", ["in place", "row", "replaced", "loaded", "optimiser", "bias"])
 @pytest.mark.parametrize("others", [0, 2])
 def test_a_changed_weight_is_laid_out_again(how: str, others: int) -> None:
     maps = [Linear(6, 5) for _ in range(1 + others)]
     packed, x = Packed(), torch.randn(4, 6)
     with torch.no_grad():
-        before = packed.product(x, maps)
+        before = made(packed, x, maps)
         changed(maps[0], how)
-        after = packed.product(x, maps)
+        after = made(packed, x, maps)
         expected = torch.cat([F.linear(x, one.weight, one.bias) for one in maps], -1)
     assert not torch.allclose(after, before, atol=1e-3)
     assert torch.allclose(after, expected, atol=1e-5)

@@ -6,6 +6,7 @@ widest instructions. Laid out once, the same single-precision product takes half
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-LEAST = 80_000
-"""Multiplications of a product below which preparing the call takes longer than it saves."""
-ROWS = 64
+LEAST = 1_000_000
+"""Multiplications of a product below which preparing the call takes longer than it saves,"""
+LARGE = 200_000
+"""but for weights of that many entries, which mostly come from memory: laid out they come faster."""
+TOKENS = 64
 """Tokens that the layout is chosen for; it serves any number."""
 FEW = 256
 """Tokens up to which one product for several maps is faster than one for each."""
@@ -39,61 +42,55 @@ class Linear(nn.Linear):
 
     def product(self, x: Tensor) -> Tensor:
         """`[..., I]` to `[..., O]`: weight and bias, nothing else."""
-        packed = self.packed
-        if packed is not None and fits(x, self.weight):
-            return packed.product(x, (self,))
-        return F.linear(x, self.weight, self.bias)
+        packed, weight, bias = self.packed, self.weight, self.bias
+        if packed is not None and fits(x, weight):
+            return packed.product(x, weight, bias)
+        return F.linear(x, weight, bias)
 
     def rectified(self, x: Tensor) -> Tensor:
         """`relu(product(x))`, in one go where the weight is laid out."""
-        packed = self.packed
-        if packed is not None and fits(x, self.weight):
-            return packed.product(x, (self,), "relu")
-        return F.relu(F.linear(x, self.weight, self.bias))
+        packed, weight, bias = self.packed, self.weight, self.bias
+        if packed is not None and fits(x, weight):
+            return packed.product(x, weight, bias, "relu")
+        return F.relu(F.linear(x, weight, bias))
 
 
 class Packed:
-    """Laid-out weights of one map, or of several below each other; made anew where a weight was changed or replaced."""
+    """A laid-out weight, of one map or of several below each other; made anew where one was changed or replaced."""
 
     def __init__(self) -> None:
-        self._of: tuple[tuple[Tensor, int], ...] = ()
-        self._weight = self._bias = torch.empty(0)
+        self._of: tuple[Tensor, ...] = ()
+        self._versions: tuple[int, ...] = ()
+        self._weight = torch.empty(0)
+        self._bias: Tensor | None = None
 
     def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
         # A copy of a map has another weight.
         return Packed, ()
 
-    def product(self, x: Tensor, maps: Sequence[nn.Linear], act: str = "none") -> Tensor:
-        """What the maps make of `[..., I]`, side by side: `[..., sum of O]`, with `relu` behind if that is asked for.
-
-        All of the maps have a bias, or none.
-        """
-        if not self._current(maps):
-            self._lay_out(maps)
-        first = maps[0].bias
-        bias = first if first is None or len(maps) == 1 else self._bias
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, act: str = "none") -> Tensor:
+        """`[..., I]` to `[..., O]`, with `relu` behind if that is asked for."""
+        if not self._of or self._of[0] is not weight or self._versions[0] != _version(weight):
+            self._lay_out(weight, (weight,))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, bias, act, [], "")
         return out
 
-    def _current(self, maps: Sequence[nn.Linear]) -> bool:
-        tensors = _tensors(maps)
-        return len(tensors) == len(self._of) and all(
-            tensor is known and _version(tensor) == version
-            for tensor, (known, version) in zip(tensors, self._of, strict=True)
-        )
+    def products(self, x: Tensor, maps: Sequence[nn.Linear]) -> Sequence[Tensor]:
+        """What several maps make of `[..., I]`, `[..., O]` each; all of them have a bias, or none."""
+        weights: list[Tensor] = [one.weight for one in maps]
+        biases: list[Tensor] = [one.bias for one in maps if one.bias is not None]
+        tensors = (*weights, *biases)
+        known = len(tensors) == len(self._of) and all(map(operator.is_, tensors, self._of))
+        if not known or self._versions != tuple(map(_version, tensors)):
+            self._lay_out(torch.cat(weights), tensors)
+            self._bias = torch.cat(biases) if biases else None
+        out = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        found: Sequence[Tensor] = torch.split(out, [len(weight) for weight in weights], -1)
+        return found
 
-    def _lay_out(self, maps: Sequence[nn.Linear]) -> None:
-        self._of = tuple((tensor, _version(tensor)) for tensor in _tensors(maps))
-        weight = maps[0].weight if len(maps) == 1 else torch.cat([one.weight for one in maps])
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
-        if len(maps) > 1 and maps[0].bias is not None:
-            self._bias = torch.cat([one.bias for one in maps])
-
-
-def _tensors(maps: Sequence[nn.Linear]) -> list[Tensor]:
-    """What was copied when the maps were laid out; a single map's bias is used as it is."""
-    weights: list[Tensor] = [one.weight for one in maps]
-    return weights if len(maps) == 1 else weights + [one.bias for one in maps if one.bias is not None]
+    def _lay_out(self, weight: Tensor, of: tuple[Tensor, ...]) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TOKENS)
+        self._of, self._versions = of, tuple(map(_version, of))
 
 
 def _version(tensor: Tensor) -> int:
@@ -101,18 +98,25 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def fits(x: Tensor, weight: Tensor) -> bool:
+def fits(x: Tensor, weight: Tensor, outputs: int = 0) -> bool:
     """Whether the kernel does a product: float32 on a CPU, no gradient wanted, and worth the call.
 
     Where operations are traced, counted or watched they are the usual ones.
+
+    Args:
+        x: `[..., I]`.
+        weight: `[O, I]`.
+        outputs: of all weights that are laid out together; 0 for this one alone.
     """
+    outputs, entries = outputs or weight.shape[0], x.numel()
     return (
         x.dtype is torch.float32
         and weight.dtype is torch.float32
         and x.is_cpu
         and weight.is_cpu
         and x.ndim > 1
-        and x.numel() * weight.shape[0] >= LEAST
+        and entries > 0
+        and (entries * outputs >= LEAST or weight.shape[1] * outputs >= LARGE)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
@@ -128,9 +132,10 @@ def together(packed: Packed | None, maps: Sequence[Linear], x: Tensor) -> Sequen
         maps: with bias or without, all of them.
         x: `[..., I]`.
     """
-    if packed is None or x.numel() > FEW * x.shape[-1] or not all(fits(x, one.weight) for one in maps):
+    outputs = sum(one.out_features for one in maps)
+    if packed is None or x.numel() > FEW * x.shape[-1] or not all(fits(x, one.weight, outputs) for one in maps):
         return (None,) * len(maps)
-    return torch.split(packed.product(x, maps), [one.out_features for one in maps], -1)
+    return packed.products(x, maps)
 
 
 def available() -> bool:
