@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.tiny import ALL_FAMILIES, tiny_batch, tiny_model
+from tsprune.blocks import linear
 from tsprune.blocks import prepacked as module
 from tsprune.blocks.attention import Attention
 from tsprune.blocks.feedforward import FeedForward
@@ -149,7 +150,7 @@ def test_queries_keys_and_values_come_from_one_product_where_tokens_are_few() ->
         with prepacked(attention), products() as seen:
             few = attention(x)
             assert seen == [3, 1]
-            attention(torch.randn(1, module.FEW + 1, 16))
+            attention(torch.randn(1, linear.FEW + 1, 16))
             assert seen == [3, 1, 1, 1, 1, 1]
     assert torch.allclose(few, plain, atol=1e-5)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tsprune.blocks.attention import Attention
+from tsprune.blocks.linear import together
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class AcrossSeriesAttention(Attention):
         if observed is not None:
             allowed = allowed & observed[table].view(count, size, length)
         allowed = allowed.permute(0, 2, 1).reshape(count * length, 1, 1, size)
-        q, k, v = self._made_of(x)
+        q, k, v = together(self.packed, (self.q, self.k, self.v), x)
         query, key, value = lay_out(self._queries(x, q)), lay_out(self._keys(x, k)), lay_out(self._values(x, v))
         # Where nobody of a group is observed the weights become uniform; such positions are never read later.
         mixed = self._attend(query, key, value, self._full_mask(allowed, None, query), live=allowed)

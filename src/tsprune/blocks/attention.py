@@ -13,11 +13,11 @@ from tsprune.blocks.gate import Gate
 from tsprune.blocks.headcuts import cut_attention, settle_attention
 from tsprune.blocks.headshape import HeadShape
 from tsprune.blocks.keycache import KeyCache
-from tsprune.blocks.linear import ChannelLinear
+from tsprune.blocks.linear import ChannelLinear, together
 from tsprune.blocks.norms import QueryScale
 from tsprune.blocks.onequery import alone, fits, one_query
 from tsprune.blocks.positions import blind, rotate, with_order
-from tsprune.blocks.prepacked import Packed, together
+from tsprune.blocks.prepacked import Packed
 from tsprune.blocks.tracing import tracing
 from tsprune.blocks.units import Block, Part, Settled, UnitGroup
 from tsprune.errors import TspruneError
@@ -150,7 +150,7 @@ class Attention(Block):
         """
         if self.heads == 0:
             return self._without_heads(x)
-        q, k, v = self._made_of(x) if memory is None else (None, None, None)
+        q, k, v = together(self.packed, (self.q, self.k, self.v), x) if memory is None else (None, None, None)
         query = self._placed(self._queries(x, q), rotary, self.q_norm, self.shape.kv_of_head)
         if self.query_scale is not None:
             query = self.query_scale(query, self.shape.turned(self._full_pairs, self.shape.kv_of_head))
@@ -172,13 +172,6 @@ class Attention(Block):
         added = self._full_mask(mask, buckets, query)
         mixed = self._attend(query, key, value, added, live=mask, causal=causal)
         return self._join(mixed.transpose(1, 2).flatten(2))
-
-    def _made_of(self, x: Tensor) -> Sequence[Tensor | None]:
-        """What the maps of queries, keys and values make of `x` where one product does it, else Nones."""
-        maps = (self.q, self.k, self.v)
-        if self.packed is None or not all(type(one) is ChannelLinear and one.plain for one in maps):
-            return None, None, None
-        return together(self.packed, maps, x)
 
     def _queries(self, x: Tensor, made: Tensor | None = None) -> Tensor:
         """`[B, H, T, W]`, heads padded with zeros to the widest; `made` is what the map makes of `x`, if known."""

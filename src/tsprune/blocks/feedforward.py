@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsprune.blocks.gate import Gate, Rows
-from tsprune.blocks.linear import ChannelLinear
-from tsprune.blocks.prepacked import Packed, together
+from tsprune.blocks.linear import ChannelLinear, plain, together
+from tsprune.blocks.prepacked import Packed
 from tsprune.blocks.units import Block, Part, Settled, UnitGroup, as_index, as_mask
 from tsprune.errors import TspruneError
 
@@ -84,19 +84,16 @@ class FeedForward(Block):
 
     def _activated(self, x: Tensor, rows: Rows | None) -> Tensor:
         """Hidden channels without a multiplicative gate, `[..., H]`."""
-        if self.packed is not None and self.act is F.relu and type(self.wi) is ChannelLinear and self.wi.plain:
+        if self.packed is not None and self.act is F.relu and plain(self.wi):
             return self.wi.rectified(x)
         return self.act(self.wi(x, rows))
 
     def _gated(self, x: Tensor, rows: Rows | None) -> Tensor:
         """Hidden channels with one, `[..., H]`."""
-        maps = (self.wi_0, self.wi_1)
-        if self.packed is not None and all(type(one) is ChannelLinear and one.plain for one in maps):
-            left, right = together(self.packed, maps, x)
-            if left is not None and right is not None:
-                return self.act(left) * right
-        out: Tensor = self.act(self.wi_0(x, rows)) * self.wi_1(x, rows)
-        return out
+        left, right = together(self.packed, (self.wi_0, self.wi_1), x)
+        if left is None or right is None:
+            left, right = self.wi_0(x, rows), self.wi_1(x, rows)
+        return self.act(left) * right
 
     @property
     def output(self) -> nn.Linear:

@@ -114,7 +114,7 @@ def cut_attention(attention: Attention, kept: Mapping[str, Sequence[int]], index
         reading = f".{name}/in_channel" in indexed
         cut = layer.shrunk(
             _index(stay),
-            _index(as_mask(None, layer.in_features) if live is None else live) if reading else None,
+            _index(as_mask(kept.get(f".{name}/in_channel"), layer.in_features)) if reading else None,
             live_rows=_fewer(kept.get(f".{name}/out_channel"), layer.out_features),
             live_columns=live,
             reading=reading,
@@ -123,7 +123,7 @@ def cut_attention(attention: Attention, kept: Mapping[str, Sequence[int]], index
     live = _fewer(kept.get(".o/out_channel"), attention.o.out_features)
     writing = ".o/out_channel" in indexed
     smaller.o = attention.o.shrunk(
-        _index(as_mask(None, attention.o.out_features) if live is None else live) if writing else None,
+        _index(as_mask(kept.get(".o/out_channel"), attention.o.out_features)) if writing else None,
         _index(columns),
         live_rows=live,
         live_columns=_fewer(kept.get(".o/in_channel"), attention.o.in_features),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from tsprune.blocks.gate import Gate, Rows
-from tsprune.blocks.prepacked import Linear
+from tsprune.blocks.prepacked import Linear, Packed, fits
 from tsprune.blocks.units import Part, UnitGroup, shell
 
 CHANNELS = ("in_channel", "out_channel")
+FEW = 256
+"""Tokens up to which one product for several maps is faster than one for each."""
 
 
 class ChannelLinear(Linear):
@@ -63,17 +66,6 @@ class ChannelLinear(Linear):
             whole = out.new_zeros(*out.shape[:-1], self.span)
             out = whole.index_copy(-1, self.writes.to(out.device), out)
         return out
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is a matrix and nothing else at present: no index, gate, or hook of somebody who looks on."""
-        return (
-            self.reads is None
-            and self.writes is None
-            and not any(gate.used for gate in self.channel_gates.values())
-            and not self._forward_hooks
-            and not self._forward_pre_hooks
-        )
 
     def gate_of(self, kind: str) -> Gate:
         """The gate of the input or the output channels."""
@@ -165,6 +157,33 @@ class ChannelLinear(Linear):
         if live is not None and chosen is not None:
             live = live[chosen]
         return None if live is None or bool(live.all()) else live
+
+
+def plain(layer: object) -> TypeGuard[ChannelLinear]:
+    """Whether a map is a matrix and nothing else at present: no adapter, index, gate, or hook of somebody who looks."""
+    return (
+        type(layer) is ChannelLinear
+        and layer.reads is None
+        and layer.writes is None
+        and not any(gate.used for gate in layer.channel_gates.values())
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+    )
+
+
+def together(packed: Packed | None, maps: Sequence[ChannelLinear], x: Tensor) -> Sequence[Tensor | None]:
+    """What several maps make of the same tokens, `[..., O]` each, in one product where that is faster; else Nones.
+
+    Args:
+        packed: of these maps together; None where nothing is laid out.
+        maps: with bias or without, all of them.
+        x: `[..., I]`.
+    """
+    if packed is not None and x.numel() <= FEW * x.shape[-1] and all(map(plain, maps)):
+        outputs = sum(one.out_features for one in maps)
+        if all(fits(x, one.weight, outputs) for one in maps):
+            return packed.products(x, maps)
+    return (None,) * len(maps)
 
 
 def cut_linear(layer: ChannelLinear, rows: Tensor | None = None, columns: Tensor | None = None) -> ChannelLinear:

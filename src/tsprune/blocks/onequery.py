@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsprune.blocks.linear import ChannelLinear
+from tsprune.blocks.linear import plain
 
 if TYPE_CHECKING:
     from tsprune.blocks.attention import Attention
@@ -42,9 +42,9 @@ def fits(attention: Attention) -> bool:
         and shape.padded_k is None
         and shape.padded_v is None
         and min(shape.pair_width, shape.value_width) > 0
-        and _plain(attention.k)
+        and plain(attention.k)
         and getattr(attention.k, "bias", None) is None
-        and _plain(attention.v)
+        and plain(attention.v)
     )
 
 
@@ -80,8 +80,3 @@ def one_query(attention: Attention, query: Tensor, memory: Tensor, added: Tensor
         bias = attention.v.bias.view(heads, -1)
         mixed = mixed + (bias if total is None else total * bias)
     return mixed[:, :, None]
-
-
-def _plain(layer: object) -> bool:
-    """Whether a map is a matrix and nothing else, and no adapter."""
-    return type(layer) is ChannelLinear and layer.plain

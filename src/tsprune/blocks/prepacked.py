@@ -21,8 +21,6 @@ LARGE = 200_000
 """but for weights of that many entries, which mostly come from memory: laid out they come faster."""
 TOKENS = 64
 """Tokens that the layout is chosen for; it serves any number."""
-FEW = 256
-"""Tokens up to which one product for several maps is faster than one for each."""
 WORTH = 16
 """Rows of a batch whose forecasts save more time than laying out the weights takes."""
 
@@ -122,20 +120,6 @@ def fits(x: Tensor, weight: Tensor, outputs: int = 0) -> bool:
         and not torch.compiler.is_compiling()
         and not is_in_torch_dispatch_mode()
     )
-
-
-def together(packed: Packed | None, maps: Sequence[Linear], x: Tensor) -> Sequence[Tensor | None]:
-    """What several maps make of the same tokens, `[..., O]` each, in one product where that is faster; else Nones.
-
-    Args:
-        packed: of these maps together; None where nothing is laid out.
-        maps: with bias or without, all of them.
-        x: `[..., I]`.
-    """
-    outputs = sum(one.out_features for one in maps)
-    if packed is None or x.numel() > FEW * x.shape[-1] or not all(fits(x, one.weight, outputs) for one in maps):
-        return (None,) * len(maps)
-    return packed.products(x, maps)
 
 
 def available() -> bool:

@@ -14,6 +14,7 @@ from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster, each_window
 from tsprune.models._packedencoder import NAMES
 from tsprune.models._packing import Packed, packed_scale
+from tsprune.models._rollout import widest
 
 LICENCE = "CC-BY-NC-4.0 (non-commercial)"
 NOTE = "licence not verified here"
@@ -49,7 +50,7 @@ class PackedForecaster(Forecaster):
 
     def scales(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """Location and scale of every token `[B, T, 1]`, float32 or better; without scaling 0 and 1 `[B, T, P]`."""
-        wide = torch.float64 if torch.float64 in (self.dtype, packed.values.dtype) else torch.float32
+        wide = widest(self.dtype, packed.values.dtype)
         if not self.scaling:
             nothing = torch.zeros_like(packed.values, dtype=wide)
             return nothing, torch.ones_like(nothing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -21,9 +22,14 @@ def unrounded(context: Tensor) -> Tensor:
     return context.double()
 
 
+def widest(*kinds: torch.dtype) -> torch.dtype:
+    """The widest of these types and float32."""
+    return reduce(torch.promote_types, kinds, torch.float32)
+
+
 def as_given(quantiles: Tensor, context: Tensor) -> Tensor:
     """Forecasts in the type of the context that was asked about, at least float32."""
-    return quantiles.to(torch.promote_types(context.dtype, torch.float32))
+    return quantiles.to(widest(context.dtype))
 
 
 def level_masses(levels: Sequence[float]) -> Tensor:

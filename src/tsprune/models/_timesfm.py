@@ -20,7 +20,7 @@ from tsprune.errors import TspruneError
 from tsprune.models._config import entry, positive
 from tsprune.models._forecaster import Capabilities, Forecaster, at_levels, window_index
 from tsprune.models._names import Renames, Rule
-from tsprune.models._rollout import as_given, unrounded
+from tsprune.models._rollout import as_given, unrounded, widest
 
 FAMILY_NAME = "timesfm"
 OLDER, NEWER = "timesfm", "timesfm2_5"
@@ -209,7 +209,7 @@ class PatchDecoder(Forecaster):
 
     def filled(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Values in whole patches `[B, N * patch]`, 0 where nothing was observed, and bool observed."""
-        wide = torch.promote_types(torch.promote_types(self.dtype, torch.float32), context.dtype)
+        wide = widest(self.dtype, context.dtype)
         whole = left_fill(fill_gaps(newest(context, self.context_length).to(wide)), self.patch)
         observed = ~torch.isnan(whole)
         return whole.masked_fill(~observed, 0.0), observed

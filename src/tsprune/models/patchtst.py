@@ -24,7 +24,7 @@ from tsprune.models._forecaster import Capabilities, Checkpoint, Forecaster
 from tsprune.models._fresh import fresh_weights
 from tsprune.models._names import Renames
 from tsprune.models._patchtst_network import DISTRIBUTIONS, POOLS, Encoder, EncoderLayer, Head, Positions
-from tsprune.models._rollout import DECILES, as_given, unrounded
+from tsprune.models._rollout import DECILES, as_given, unrounded, widest
 
 NAME = "patchtst"
 LAYER = "model.encoder.layers.*"
@@ -139,7 +139,7 @@ class PatchTST(Forecaster):
         Args:
             context: `[B, L]`, original units, NaN = missing; only the last `context_length` steps are used.
         """
-        wide = torch.promote_types(torch.promote_types(self.dtype, torch.float32), context.dtype)
+        wide = widest(self.dtype, context.dtype)
         values = fitted(fill_gaps(newest(context, self.context_length).to(wide)), self.context_length)
         observed = ~torch.isnan(values)
         scale = self.scale_of(values, observed)
