@@ -156,8 +156,7 @@ class Attention(Block):
             query = self.query_scale(query, self.shape.turned(self._full_pairs, self.shape.kv_of_head))
         turned = rotary is not None or key_rotary is not None
         if memory is not None and alone(x, memory, cached=cache is not None, turned=turned) and fits(self):
-            one = one_query(self, query, memory, self._full_mask(mask, buckets, query))
-            return self._join(one.transpose(1, 2).flatten(2))
+            return self._join(one_query(self, query, memory, self._full_mask(mask, buckets, query)))
         if cache is None or memory is None or cache.key is None or cache.value is None:
             source, turn = (x if memory is None else memory), (rotary if key_rotary is None else key_rotary)
             key = self._placed(self._keys(source, k), turn, self.k_norm, range(self.shape.kv_heads))
@@ -289,21 +288,25 @@ class Attention(Block):
         """Additive mask; a row with nothing to attend to gets uniform weights rather than NaN."""
         added = None
         if mask is not None:
-            hidden = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
             # Half of the smallest number: a bias on top must not overflow to -inf in half precision.
-            added = hidden.masked_fill(~mask, torch.finfo(query.dtype).min / 2)
+            added = torch.where(mask, query.new_zeros(()), torch.finfo(query.dtype).min / 2)
         if buckets is None or not self.has_table:
             return added
         # By heads, so that the kernel gets them without a copy in another order.
         table = self.relative_attention_bias.weight.t()
-        bias = table.index_select(1, buckets.flatten()).view(-1, *buckets.shape).to(query.dtype)
+        several = buckets.ndim == 3
+        shape = (-1, *buckets.shape) if several else (1, -1, *buckets.shape)
+        bias = table.index_select(1, buckets.flatten()).view(shape).to(query.dtype)
         if self.scaled_table:
             bias = bias * self.scale
-        bias = bias[None] if bias.ndim == 3 else bias.transpose(0, 1)
+        bias = bias.transpose(0, 1) if several else bias
         return bias if added is None else bias + added
 
     def _alone(self, x: Tensor) -> Tensor:
         """Each position attends to itself alone: a softmax over one entry is 1, whatever query and key."""
+        if self.watch is None and self.shape.kv_index is None and self.shape.padded_v is None:
+            # As the map gives them, values lie head by head.
+            return self._join(self.value_gate(self.v(x)))
         value = self._values(x)
         if (index := self.shape.kv_index) is not None:
             value = value.index_select(1, index.to(x.device))

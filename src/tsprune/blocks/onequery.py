@@ -61,22 +61,22 @@ def one_query(attention: Attention, query: Tensor, memory: Tensor, added: Tensor
         added: additive mask, broadcastable to `[B, H, 1, S]`, or None.
 
     Returns:
-        `[B, H, 1, V]`.
+        Head by head, `[B, 1, H * V]`.
     """
     heads = attention.heads
     keys = attention.k.weight.view(heads, -1, memory.shape[-1])
     values = attention.v.weight.view(heads, -1, memory.shape[-1])
     # Head by head over the batch, so that the weights are not repeated for every row.
-    asked = (query[:, :, 0].transpose(0, 1) @ keys).transpose(0, 1)
-    logits = (asked @ memory.transpose(1, 2))[:, :, None]
+    asked = (query.squeeze(2).transpose(0, 1) @ keys).transpose(0, 1)
+    logits = asked @ memory.transpose(1, 2)
     if attention.scale != 1.0:
         logits = logits * attention.scale
-    weights = (logits if added is None else logits + added).softmax(-1)
+    weights = (logits if added is None else logits + added.squeeze(2)).softmax(-1)
     if attention.training and attention.dropout:
         weights = F.dropout(weights, attention.dropout)
-    mixed = ((weights[:, :, 0] @ memory).transpose(0, 1) @ values.transpose(1, 2)).transpose(0, 1)
+    mixed = ((weights @ memory).transpose(0, 1) @ values.transpose(1, 2)).transpose(0, 1)
     if attention.v.bias is not None:
-        total = weights.sum(-1) if attention.training and attention.dropout else None
+        total = weights.sum(-1, keepdim=True) if attention.training and attention.dropout else None
         bias = attention.v.bias.view(heads, -1)
         mixed = mixed + (bias if total is None else total * bias)
-    return mixed[:, :, None]
+    return mixed.flatten(1)[:, None]

@@ -8,7 +8,16 @@ from torch.nn import functional as F
 
 from tsprune.blocks.feedforward import activation
 from tsprune.blocks.prepacked import Linear
-from tsprune.blocks.tracing import all_set, arcsinh, neighbours, picked, sinh, tracing
+from tsprune.blocks.tracing import (
+    all_set,
+    arcsinh,
+    neighbours,
+    newest,
+    observed_mean,
+    sinh,
+    tracing,
+    without_nan,
+)
 
 
 class InstanceScale:
@@ -23,10 +32,9 @@ class InstanceScale:
     def __init__(self, context: Tensor, *, arcsinh: bool = False) -> None:
         wide = context if context.dtype == torch.float64 else context.float()
         self.arcsinh = arcsinh
-        self.location = torch.nan_to_num(wide.nanmean(-1, keepdim=True), nan=0.0)
-        spread = (wide - self.location).square().nanmean(-1, keepdim=True).sqrt()
-        spread = torch.nan_to_num(spread, nan=1.0)
-        self.scale = torch.where(spread == 0, torch.full_like(spread, 1e-5), spread)
+        self.location = without_nan(observed_mean(wide), 0.0)
+        spread = without_nan(observed_mean((wide - self.location).square()).sqrt(), 1.0)
+        self.scale = torch.where(spread == 0, 1e-5, spread)
 
     def apply(self, x: Tensor) -> Tensor:
         """Scale `[B, T]`; NaN stays NaN."""
@@ -40,14 +48,27 @@ class InstanceScale:
         return wide * self.scale[:, :, None] + self.location[:, :, None]
 
 
+def newest_observed(context: Tensor, mask: Tensor | None, steps: int) -> tuple[Tensor, Tensor]:
+    """The newest steps of a context, and which of them hold a value that may be seen.
+
+    Args:
+        context: `[B, L]`, NaN = missing.
+        mask: bool `[B, L]`, False hides a value; None: hides none.
+        steps: at most so many.
+
+    Returns:
+        Both `[B, min(L, steps)]`.
+    """
+    context = newest(context, steps)
+    observed = ~torch.isnan(context)
+    return context, observed if mask is None else observed & newest(mask.bool(), steps)
+
+
 def left_fill(x: Tensor, multiple: int) -> Tensor:
     """Fill `[B, T]` on the left with NaN up to a multiple of the patch size."""
-    if tracing():
-        # More than is needed, and then as much off: whole patches whatever the length.
-        whole = (x.shape[-1] + multiple - 1) // multiple * multiple
-        return picked(F.pad(x, (multiple - 1, 0), value=float("nan")), whole)
-    missing = -x.shape[-1] % multiple
-    return F.pad(x, (missing, 0), value=float("nan")) if missing else x
+    # Said in this way, a tracer sees that the patches are whole, whatever the length.
+    missing = (x.shape[-1] + multiple - 1) // multiple * multiple - x.shape[-1]
+    return F.pad(x, (missing, 0), value=float("nan")) if tracing() or missing else x
 
 
 def fill_gaps(context: Tensor) -> Tensor:
@@ -95,7 +116,11 @@ def context_patches(values: Tensor, observed: Tensor, size: int, stride: int) ->
     """
     whole = left_fill(values, size)
     held = F.pad(observed, (whole.shape[-1] - values.shape[-1], 0), value=False)
-    whole = torch.where(held, whole, torch.zeros_like(whole))
+    whole = torch.where(held, whole, 0.0)
+    if tracing() and size == stride:
+        # Patches that do not overlap are a matter of shape, which graphs do not see in an unfolding.
+        rows = whole.shape[0]
+        return whole.view(rows, -1, size), held.view(rows, -1, size)
     return whole.unfold(-1, size, stride), held.unfold(-1, size, stride)
 
 

@@ -85,7 +85,28 @@ def relative_buckets(
     Returns:
         `[queries, keys]` int64.
     """
-    distance = torch.arange(keys)[None, :] - torch.arange(queries)[:, None]
+    return buckets_of(
+        torch.arange(keys)[None, :] - torch.arange(queries)[:, None],
+        bidirectional=bidirectional,
+        buckets=buckets,
+        max_distance=max_distance,
+    )
+
+
+def looked_up_buckets(length: int, *, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
+    """The same of a sequence and itself, read from a list of all distances up to the last that matters.
+
+    In a graph the list is a constant, where the logarithms would be taken again in every run.
+    """
+    steps, reach = torch.arange(length), max_distance
+    distances = torch.arange(-reach, reach + 1)
+    known = buckets_of(distances, bidirectional=bidirectional, buckets=buckets, max_distance=max_distance)
+    places = (steps[None, :] - steps[:, None]).clamp(-reach, reach) + reach
+    return known.index_select(0, places.flatten()).view(length, length)
+
+
+def buckets_of(distance: Tensor, *, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
+    """Buckets of any distances, key minus query; see `relative_buckets`."""
     offset = torch.zeros_like(distance)
     if bidirectional:
         buckets //= 2

@@ -1,6 +1,6 @@
 """What blocks do differently while a network is traced into a graph: there, no size and no value can choose the code.
 
-Every function gives the same to the bit either way, where the graph's operations do.
+Every function gives the same to the bit either way, where the graph's operations do and series are finite.
 """
 
 from __future__ import annotations
@@ -46,6 +46,20 @@ def fitted(x: Tensor, steps: int) -> Tensor:
         return picked(F.pad(x, (steps, 0), value=torch.nan), steps)
     x = x[..., -steps:]
     return F.pad(x, (steps - x.shape[-1], 0), value=torch.nan)
+
+
+def observed_mean(x: Tensor) -> Tensor:
+    """The mean of what is not NaN over the last axis of `[..., L]`, kept as 1; NaN where nothing is."""
+    if not tracing():
+        return x.nanmean(-1, keepdim=True)
+    # The translation of the operation itself asks three times over what is missing.
+    held = ~torch.isnan(x)
+    return torch.where(held, x, 0.0).sum(-1, keepdim=True) / held.to(x.dtype).sum(-1, keepdim=True)
+
+
+def without_nan(x: Tensor, value: float) -> Tensor:
+    """`x` with a number in place of NaN, and the largest numbers in place of infinity, which graphs leave as it is."""
+    return torch.where(torch.isnan(x), value, x) if tracing() else torch.nan_to_num(x, nan=value)
 
 
 def neighbours(observed: Tensor) -> tuple[Tensor, Tensor]:

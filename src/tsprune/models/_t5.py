@@ -14,7 +14,8 @@ from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.keycache import KeyCache
 from tsprune.blocks.keyroom import KeyRoom
 from tsprune.blocks.norms import RMSNorm
-from tsprune.blocks.positions import relative_buckets
+from tsprune.blocks.positions import looked_up_buckets, relative_buckets
+from tsprune.blocks.tracing import tracing
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry, feed_forward_kind
 
@@ -88,9 +89,8 @@ class Parts:
 
     def distances(self, length: int, device: torch.device, *, bidirectional: bool) -> Tensor:
         """Rows of the table of relative biases for a sequence attending to itself, `[T, T]`."""
-        found = relative_buckets(
-            length, length, bidirectional=bidirectional, buckets=self.buckets, max_distance=self.max_distance
-        )
+        kind = {"bidirectional": bidirectional, "buckets": self.buckets, "max_distance": self.max_distance}
+        found = looked_up_buckets(length, **kind) if tracing() else relative_buckets(length, length, **kind)
         return found.to(device)
 
 

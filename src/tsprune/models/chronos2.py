@@ -18,6 +18,7 @@ from tsprune.blocks.patching import (
     InstanceScale,
     ResidualPatchEmbedding,
     context_patches,
+    newest_observed,
     pinball,
     right_fill,
 )
@@ -188,8 +189,7 @@ class Chronos2(Forecaster):
         Returns:
             `[B, Q, steps]` and the scale that turns it into original units.
         """
-        observed = ~torch.isnan(context) if mask is None else mask.bool() & ~torch.isnan(context)
-        context, observed = newest(context, self.context_length), newest(observed, self.context_length)
+        context, observed = newest_observed(context, mask, self.context_length)
         scale = InstanceScale(context, arcsinh=self.arcsinh)
         past, seen = self._past_tokens(scale.apply(context), observed)
         ahead = self._future_tokens(scale, future, steps, context.shape[0])

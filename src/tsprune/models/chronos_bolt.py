@@ -14,10 +14,11 @@ from tsprune.blocks.patching import (
     InstanceScale,
     ResidualPatchEmbedding,
     context_patches,
+    newest_observed,
     pinball,
     right_fill,
 )
-from tsprune.blocks.tracing import all_set, newest
+from tsprune.blocks.tracing import all_set, newest, tracing
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._config import entry, patch_setup
@@ -143,8 +144,7 @@ class ChronosBolt(Forecaster):
         Returns:
             `[B, Q, native_horizon]` and the scale that turns it into original units.
         """
-        observed = ~torch.isnan(context) if mask is None else mask.bool() & ~torch.isnan(context)
-        context, observed = newest(context, self.context_length), newest(observed, self.context_length)
+        context, observed = newest_observed(context, mask, self.context_length)
         scale = InstanceScale(context)
         values, held = context_patches(scale.apply(context), observed, self.patch, self.stride)
         x = self.input_patch_embedding(torch.cat([values.to(self.dtype), held.to(self.dtype)], dim=-1))
@@ -154,7 +154,8 @@ class ChronosBolt(Forecaster):
             seen = nn.functional.pad(seen, (0, 1), value=True)
         allowed = None if all_set(seen) else seen[:, None, None, :]
         memory = self.encoder(x, allowed, self.parts.distances(x.shape[1], x.device, bidirectional=True))
-        start = self.shared.weight[self.start_token].expand(rows, 1, -1).to(x.dtype)
+        # In a graph what comes before the first look at the context is the same for all rows: a constant.
+        start = self.shared.weight[self.start_token].expand(1 if tracing() else rows, 1, -1).to(x.dtype)
         out = self.output_patch_embedding(self.decoder(start, memory, allowed))
         return out.view(rows, len(self.levels), self.native_horizon).to(scale.location.dtype), scale
 
@@ -181,7 +182,7 @@ class ChronosBolt(Forecaster):
     def predict(self, batch: Batch, steps: int) -> Tensor:
         """Quantiles `[B, Q, steps]`; beyond the native horizon every quantile path is fed back."""
         self.check_batch(batch)
-        context = newest(unrounded(batch.context), self.context_length)
+        context = unrounded(batch.context)
         prediction, scale = self(context)
         blocks = [scale.invert(prediction)]
         rows, paths = batch.rows, len(self.levels)
