@@ -11,7 +11,8 @@ from tests.tiny import ALL_FAMILIES, tiny_model, waves
 from tests.tiny_experts import tiny_experts
 from tsprune import registry
 from tsprune.blocks.experts import MixtureOfExperts
-from tsprune.blocks.patching import fill_gaps, left_fill
+from tsprune.blocks.patching import InstanceScale, context_patches, fill_gaps, left_fill
+from tsprune.blocks.positions import looked_up_buckets, relative_buckets
 from tsprune.blocks.tracing import fitted, neighbours, newest, tracing
 from tsprune.data.batch import Batch
 from tsprune.exports._graph import TRACED, UNTRACED, passes, untraceable
@@ -67,6 +68,30 @@ def test_filling_and_cutting_are_the_same_to_the_bit(flags: torch.Tensor, size: 
         ):
             usual, traced = both(patch, work)
             assert torch.equal(usual.nan_to_num(1e9), traced.nan_to_num(1e9))
+
+
+@settings(max_examples=60, deadline=None)
+@given(observed(), st.floats(-1e6, 1e6), st.booleans())
+def test_the_instance_scale_and_patches_are_the_same_to_the_bit(
+    flags: torch.Tensor, level: float, constant: bool
+) -> None:
+    x = torch.where(flags, level + (0 if constant else 1) * waves(*flags.shape), torch.nan).double()
+    with pytest.MonkeyPatch.context() as patch:
+        usual, traced = both(patch, lambda: InstanceScale(x))
+        assert torch.equal(usual.location, traced.location)
+        assert torch.equal(usual.scale, traced.scale)
+        for stride in (4, 3):
+            usual, traced = both(patch, lambda stride=stride: context_patches(x.float(), flags, 4, stride))
+            assert all(map(torch.equal, usual, traced))
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("length", [1, 7, 40, 300])
+def test_buckets_that_are_looked_up_are_those_that_are_computed(length: int, bidirectional: bool) -> None:
+    for buckets, reach in ((32, 128), (8, 10), (4, 3)):
+        computed = relative_buckets(length, length, bidirectional=bidirectional, buckets=buckets, max_distance=reach)
+        found = looked_up_buckets(length, bidirectional=bidirectional, buckets=buckets, max_distance=reach)
+        assert torch.equal(found, computed)
 
 
 def test_quantiles_of_weighted_samples_are_the_same_to_the_bit(as_traced: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tsprune.blocks.attention import Attention
 from tsprune.blocks.experts import MixtureOfExperts
 from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.positions import rotary_table
+from tsprune.blocks.units import Block, named_blocks
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models import fingerprint, load, save
@@ -258,6 +260,35 @@ def test_when_fewer_experts_than_every_token_needs_would_stay_then_it_is_refused
         slim(model, {name: [0]})
     with pytest.raises(TspruneError, match="at least 2 are needed"), model.masked({name: [0]}):
         pass
+
+
+@every_model
+def test_blocks_are_those_of_the_modules_in_the_same_order(which: str) -> None:
+    found = named_blocks(MODELS[which])
+    assert found == [(path, m) for path, m in MODELS[which].named_modules() if isinstance(m, Block)]
+
+
+@every_model
+def test_the_groups_of_a_copied_model_are_about_the_copy(which: str) -> None:
+    """Weights and gates of a group are looked up late, so the copy must not look them up in the original."""
+    model = copy.deepcopy(MODELS[which])
+    model.unit_groups()
+    twin = copy.deepcopy(model)
+    own, gates = set(twin.modules()), set(model.modules())
+    for name, group in twin.unit_groups().items():
+        assert {part.layer for part in group.parts} <= own
+        assert not gates & set(group.gates)
+        assert len(group.gates) == len(model.unit_groups()[name].gates)
+        assert all(part.owner.numel() == part.weight.shape[part.axis] for part in group.parts)
+
+
+def test_a_block_that_lists_its_groups_makes_no_gates_of_channels() -> None:
+    """Untouched maps stay plain products: gates are made by who uses them."""
+    block = FeedForward(8, 12)
+    groups = {group.name: group for group in block.unit_groups("x")}
+    assert not block.wi.channel_gates
+    groups["x.wi/out_channel"].set_mask(torch.arange(12) > 3)
+    assert block.wi.channel_gates["out_channel"].used
 
 
 def test_when_a_batch_of_two_meets_experts_then_it_equals_two_batches_of_one() -> None:

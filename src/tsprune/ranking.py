@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tsprune.blocks.experts import MixtureOfExperts
 from tsprune.blocks.kinds import WHOLE
-from tsprune.blocks.units import Block, UnitGroup, own_name
+from tsprune.blocks.units import Block, UnitGroup, named_blocks, own_name
 from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster
 
@@ -66,11 +66,10 @@ class Prunable:
     def _blocks(self) -> dict[str, tuple[Block, dict[str, str]]]:
         """By path: each block with chosen groups of several kinds, and its own words for them."""
         found = {}
-        for path, block in self._model.named_modules():
-            if isinstance(block, Block):
-                own = [group.name for group in block.groups(path) if group.name in self.groups]
-                if len(own) > 1:
-                    found[path] = (block, {name: own_name(name, path) for name in own})
+        for path, block in named_blocks(self._model):
+            own = [group.name for group in block.groups(path) if group.name in self.groups]
+            if len(own) > 1:
+                found[path] = (block, {name: own_name(name, path) for name in own})
         return found
 
     @cached_property

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tsprune.blocks.units import Block, own_name
+from tsprune.blocks.units import Block, named_blocks, own_name
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._forecaster import Forecaster, Kept
@@ -65,8 +65,8 @@ def output_weights(model: Forecaster) -> dict[str, Tensor]:
     """Copies of what a repair can change, by name in the state dict."""
     return {
         f"{path}.{name}": value.detach().clone()
-        for path, block in model.named_modules()
-        if isinstance(block, Block) and block.output is not None
+        for path, block in named_blocks(model)
+        if block.output is not None
         for name, value in block.named_parameters()
         if value is block.output.weight
     }
@@ -104,8 +104,8 @@ def refitted(weight: Tensor, gram: Tensor, entries: Tensor, ridge: float) -> Ten
 def _cut_blocks(model: Forecaster, before: Kept, after: Kept) -> dict[str, tuple[Block, Tensor]]:
     """Blocks whose output projection loses some of its inputs but not all, with the inputs that stay."""
     found = {}
-    for path, block in model.named_modules():
-        if not isinstance(block, Block) or block.output is None:
+    for path, block in named_blocks(model):
+        if block.output is None:
             continue
         local = {group.name: own_name(group.name, path) for group in block.groups(path)}
         chosen = {kind: after[name] for name, kind in local.items() if name in after}

@@ -15,7 +15,17 @@ from tsprune.blocks.branch import Branch
 from tsprune.blocks.experts import MixtureOfExperts
 from tsprune.blocks.gate import Gate
 from tsprune.blocks.linear import CHANNELS, ChannelLinear
-from tsprune.blocks.units import Block, Settled, check_floor, check_kept, group_name, own_name, shell, without_groups
+from tsprune.blocks.units import (
+    Block,
+    Settled,
+    check_floor,
+    check_kept,
+    group_name,
+    named_blocks,
+    own_name,
+    shell,
+    without_groups,
+)
 from tsprune.data.batch import Batch
 from tsprune.models._forecaster import Forecaster, Kept, unknown_group, window_index
 from tsprune.plan import Plan, PlanGroup
@@ -72,9 +82,7 @@ def _settled(model: Forecaster, kept: Kept) -> dict[str, Settled]:
             raise unknown_group(name, groups)
         check_floor(groups[name], check_kept(units, groups[name].units, name))
     found = {}
-    for path, block in model.named_modules():
-        if not isinstance(block, Block):
-            continue
+    for path, block in named_blocks(model):
         local = {own_name(group.name, path): group for group in block.groups(path)}
         chosen = {kind: kept[group.name] for kind, group in local.items() if group.name in kept}
         if any(len(units) < local[kind].units for kind, units in chosen.items()):
@@ -102,9 +110,7 @@ def minimal(model: Forecaster, kept: Kept, named: Collection[str] = ()) -> dict[
     """
     left = {name: tuple(units) for name, units in kept.items()}
     order = (*CHANNELS, "value_dim", "qk_pair", "kv_group", "head", "ffn_channel")
-    for path, block in model.named_modules():
-        if not isinstance(block, Block):
-            continue
+    for path, block in named_blocks(model):
         names = {own_name(group.name, path): group.name for group in block.groups(path)}
         chosen = {kind: left[name] for kind, name in names.items() if name in left}
         for wanted in order:

@@ -19,7 +19,7 @@ from tsprune.blocks.onequery import alone, fits, one_query
 from tsprune.blocks.positions import blind, rotate, with_order
 from tsprune.blocks.prepacked import Packed
 from tsprune.blocks.tracing import tracing
-from tsprune.blocks.units import Block, Part, Settled, UnitGroup
+from tsprune.blocks.units import Block, Later, Part, Settled, UnitGroup
 from tsprune.errors import TspruneError
 
 Rotary = tuple[Tensor, Tensor]
@@ -337,32 +337,41 @@ class Attention(Block):
         shape = self.shape
         if shape.heads == 0:
             return []
-        heads = [
-            Part(self.q, 0, shape.head_of_q),
-            Part(self.o, 1, shape.head_of_column),
-        ]
-        shared = [Part(self.k, 0, shape.kv_of_pair[shape.pair_of_k]), Part(self.v, 0, shape.kv_of_value)]
-        table = (
-            [Part(self.relative_attention_bias, 1, torch.arange(shape.heads, device="cpu"))] if self.has_table else []
-        )
-        own = heads if self.grouped else [heads[0], *shared, heads[1]]
-        found = [UnitGroup(f"{path}/head", "head", shape.heads, 0, (self.gate,), (*own, *table))]
-        if self.group_gate is not None:
-            parts = (Part(self.q, 0, shape.kv_of_q), *shared, Part(self.o, 1, shape.kv_of_column))
-            found.append(UnitGroup(f"{path}/kv_group", "kv_group", shape.kv_heads, 0, (self.group_gate,), parts))
         pairs, values = shape.pair_count, sum(shape.values)
-        if pairs and self.q_norm is None:
-            parts = (Part(self.q, 0, shape.pair_of_q), Part(self.k, 0, shape.pair_of_k))
-            found.append(UnitGroup(f"{path}/qk_pair", "qk_pair", pairs, 0, (self.pair_gate,), parts))
-        if values:
-            parts = (Part(self.v, 0, torch.arange(values, device="cpu")), Part(self.o, 1, shape.value_of_column))
-            found.append(UnitGroup(f"{path}/value_dim", "value_dim", values, 0, (self.value_gate,), parts))
+        own: list[tuple[str, int, Gate | None]] = [("head", shape.heads, self.gate)]
+        own.append(("kv_group", shape.kv_heads, self.group_gate))
+        own.append(("qk_pair", 0 if self.q_norm is not None else pairs, self.pair_gate))
+        own.append(("value_dim", values, self.value_gate))
+        found = [
+            UnitGroup(f"{path}/{kind}", kind, units, 0, (gate,), Later(self._parts_of, kind))
+            for kind, units, gate in own
+            if units and gate is not None
+        ]
         for name in ("q", "k", "v", "o"):
             found += getattr(self, name).channel_groups(f"{path}.{name}")
         if self.q_norm is None:
             return found
         fixed = [f"{path}.{name}/out_channel" for name in ("q", "k")]
         return [group for group in found if group.name not in fixed]
+
+    def _parts_of(self, kind: str) -> list[Part]:
+        """What of the maps belongs to the units of one kind."""
+        shape = self.shape
+        if kind == "qk_pair":
+            return [Part(self.q, 0, shape.pair_of_q), Part(self.k, 0, shape.pair_of_k)]
+        if kind == "value_dim":
+            return [
+                Part(self.v, 0, torch.arange(sum(shape.values), device="cpu")),
+                Part(self.o, 1, shape.value_of_column),
+            ]
+        shared = [Part(self.k, 0, shape.kv_of_pair[shape.pair_of_k]), Part(self.v, 0, shape.kv_of_value)]
+        if kind == "kv_group":
+            return [Part(self.q, 0, shape.kv_of_q), *shared, Part(self.o, 1, shape.kv_of_column)]
+        first, last = Part(self.q, 0, shape.head_of_q), Part(self.o, 1, shape.head_of_column)
+        own = [first, last] if self.grouped else [first, *shared, last]
+        if self.has_table:
+            own.append(Part(self.relative_attention_bias, 1, torch.arange(shape.heads, device="cpu")))
+        return own
 
     def settled(self, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
         """What is left of every kind; see `tsprune.blocks.headcuts`."""

@@ -14,7 +14,7 @@ from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.folded import FoldedAttention
 from tsprune.blocks.gate import Gate
 from tsprune.blocks.mixer import Mixer
-from tsprune.blocks.units import Block, Part, UnitGroup
+from tsprune.blocks.units import Block, Later, Part, UnitGroup
 
 Inner = Attention | FoldedAttention | FeedForward | MixtureOfExperts | Mixer
 
@@ -88,9 +88,9 @@ class Branch(Block):
         """One group of one unit: the branch."""
         if self.inner is None:
             return []
-        return [UnitGroup(f"{path}/{self.kind}", self.kind, 1, 0, (self.gate,), self._everything())]
+        return [UnitGroup(f"{path}/{self.kind}", self.kind, 1, 0, (self.gate,), Later(self._everything))]
 
-    def _everything(self) -> tuple[Part, ...]:
+    def _everything(self) -> list[Part]:
         """Every weight that leaves with the branch, as belonging to its one unit."""
         found = []
         stays = set() if self.layer_norm is None or not self.after else set(self.layer_norm.modules())
@@ -100,7 +100,7 @@ class Branch(Block):
             weight = getattr(module, "weight", None)
             if isinstance(weight, nn.Parameter):
                 found.append(Part(module, 0, torch.zeros(weight.shape[0], dtype=torch.long, device="cpu")))
-        return tuple(found)
+        return found
 
     def cut(self, kept: Mapping[str, Sequence[int]], indexed: Collection[str] = ()) -> Branch:
         """A copy with the branch (`[0]`) or without it (`[]`)."""
@@ -144,9 +144,11 @@ class Layer(Block):
         if not alive:
             return []
         gates = tuple(gate for group in alive for gate in group.gates)
-        return [
-            UnitGroup(f"{path}/layer", "layer", 1, 0, gates, tuple(part for group in alive for part in group.parts))
-        ]
+        return [UnitGroup(f"{path}/layer", "layer", 1, 0, gates, Later(self._everything))]
+
+    def _everything(self) -> list[Part]:
+        """Every weight of the branches that are left."""
+        return [part for branch in self.branches if branch.inner is not None for part in branch._everything()]
 
     def cut(self, kept: Mapping[str, Sequence[int]], indexed: Collection[str] = ()) -> Layer:
         """A copy with the layer (`[0]`) or with all its branches gone (`[]`)."""

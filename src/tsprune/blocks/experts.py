@@ -14,7 +14,7 @@ from tsprune.blocks.feedforward import FeedForward
 from tsprune.blocks.gate import Gate, Rows, mask_for
 from tsprune.blocks.prepacked import Linear
 from tsprune.blocks.tracing import tracing
-from tsprune.blocks.units import Block, Part, UnitGroup, shell
+from tsprune.blocks.units import Block, Later, Part, UnitGroup, shell
 from tsprune.errors import TspruneError
 
 RouterWatch = Callable[[Tensor, Tensor, Tensor], None]
@@ -145,6 +145,10 @@ class MixtureOfExperts(Block):
 
     def unit_groups(self, path: str) -> list[UnitGroup]:
         """The experts; their hidden channels are groups of the experts' own."""
+        parts = Later(self._parts)
+        return [UnitGroup(f"{path}/expert", "expert", len(self.experts), self.top_k, (self.expert_gate,), parts)]
+
+    def _parts(self) -> list[Part]:
         parts = []
         if isinstance(self.gate, nn.Linear):
             parts.append(Part(self.gate, 0, torch.arange(len(self.experts), device="cpu")))
@@ -152,7 +156,7 @@ class MixtureOfExperts(Block):
             for module in expert.modules():
                 if isinstance(module, nn.Linear) and module.weight.numel():
                     parts.append(Part(module, 0, torch.full((module.out_features,), number, device="cpu")))
-        return [UnitGroup(f"{path}/expert", "expert", len(self.experts), self.top_k, (self.expert_gate,), tuple(parts))]
+        return parts
 
     def settled(self, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
         """As given; fewer experts than every token is sent to are an error."""

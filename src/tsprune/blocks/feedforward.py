@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tsprune.blocks.gate import Gate, Rows
 from tsprune.blocks.linear import ChannelLinear, plain, together
 from tsprune.blocks.prepacked import Packed
-from tsprune.blocks.units import Block, Part, Settled, UnitGroup, as_index, as_mask
+from tsprune.blocks.units import Block, Later, Part, Settled, UnitGroup, as_index, as_mask
 from tsprune.errors import TspruneError
 
 
@@ -109,12 +109,15 @@ class FeedForward(Block):
         """The hidden channels, and the channels of the maps."""
         if self.hidden == 0:
             return []
-        own = torch.arange(self.hidden, device="cpu")
-        parts = [*(Part(getattr(self, name), 0, own) for name in self._inputs), Part(self.wo, 1, own)]
-        found = [UnitGroup(f"{path}/ffn_channel", "ffn_channel", self.hidden, 0, (self.gate,), tuple(parts))]
+        parts = Later(self._parts)
+        found = [UnitGroup(f"{path}/ffn_channel", "ffn_channel", self.hidden, 0, (self.gate,), parts)]
         for name in (*self._inputs, "wo"):
             found += getattr(self, name).channel_groups(f"{path}.{name}")
         return found
+
+    def _parts(self) -> list[Part]:
+        own = torch.arange(self.hidden, device="cpu")
+        return [*(Part(getattr(self, name), 0, own) for name in self._inputs), Part(self.wo, 1, own)]
 
     def settled(self, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
         """Close a choice of units: a hidden channel goes when any map loses it, as every activation is 0 at 0."""

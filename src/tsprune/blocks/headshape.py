@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import cached_property, lru_cache, wraps
 from typing import TypeVar
 
 import torch
@@ -50,10 +50,14 @@ class HeadShape:
     neighbours: bool = False
 
     @classmethod
+    @lru_cache(maxsize=64)
     def full(
         cls, heads: int, kv_heads: int, width: int, value_width: int, members: int, neighbours: bool = False
     ) -> HeadShape:
-        """The shape before any cut: heads share key/value heads in equal runs."""
+        """The shape before any cut: heads share key/value heads in equal runs.
+
+        The layers of a network share one, and with it the indices that are made once.
+        """
         share = heads // kv_heads if kv_heads else 1
         return cls(
             tuple(head // share for head in range(heads)),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tsprune.blocks.gate import Gate, Rows
 from tsprune.blocks.prepacked import Linear, Packed, fits
-from tsprune.blocks.units import Part, UnitGroup, shell
+from tsprune.blocks.units import Later, Part, UnitGroup, shell
 
 CHANNELS = ("in_channel", "out_channel")
 FEW = 256
@@ -82,12 +82,18 @@ class ChannelLinear(Linear):
                 kind=kind,
                 units=units,
                 floor=0,
-                gates=(self.gate_of(kind),),
-                parts=(Part(self, axis, torch.arange(units, device="cpu")),),
+                gates=Later(self._gates_of, kind),
+                parts=Later(self._parts_of, axis, units),
             )
             for kind, (units, axis) in sizes.items()
             if units
         ]
+
+    def _gates_of(self, kind: str) -> tuple[Gate]:
+        return (self.gate_of(kind),)
+
+    def _parts_of(self, axis: int, units: int) -> tuple[Part]:
+        return (Part(self, axis, torch.arange(units, device="cpu")),)
 
     def alive(self, kind: str) -> Tensor:
         """bool `[I or O]`: False where a channel is zeroed already."""

@@ -34,6 +34,11 @@ class Linear(nn.Linear):
 
     packed: Packed | None = None
 
+    def reset_parameters(self) -> None:
+        """Fresh weights as torch draws them, where there is memory to draw them into."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     def forward(self, x: Tensor) -> Tensor:
         """`[..., I]` to `[..., O]`."""
         return self.product(x)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, TypeVar
+from functools import cached_property, lru_cache
+from typing import Any, Self, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from tsprune.blocks.kinds import KINDS as KINDS
 from tsprune.errors import TspruneError
 
 Module = TypeVar("Module", bound=nn.Module)
+Item = TypeVar("Item")
 KNOWN_GROUPS = "_known_groups"
 
 
@@ -51,6 +53,37 @@ class Part:
         return total.index_add(0, owner[own], values[own].double())
 
 
+class Later(Sequence[Item]):
+    """A tuple that is made when somebody looks into it: a checkpoint that is loaded asks for names and sizes alone.
+
+    Args:
+        make: gives the items; a method, so that a copy of its object has a tuple of its own.
+        given: arguments of it.
+    """
+
+    def __init__(self, make: Callable[..., Iterable[Item]], *given: Any) -> None:
+        self._make, self._given = make, given
+
+    @cached_property
+    def _items(self) -> tuple[Item, ...]:
+        return tuple(self._make(*self._given))
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Item, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | tuple[Item, ...]:
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
+
+
 @dataclass(frozen=True, eq=False)
 class UnitGroup:
     """Units of one block that can be removed one by one.
@@ -69,8 +102,8 @@ class UnitGroup:
     kind: str
     units: int
     floor: int
-    gates: tuple[Gate, ...]
-    parts: tuple[Part, ...]
+    gates: Sequence[Gate]
+    parts: Sequence[Part]
 
     @property
     def path(self) -> str:
@@ -156,7 +189,7 @@ class Block(nn.Module):
         if unknown := [kind for kind in kept if kind not in groups]:
             raise TspruneError(f"{type(self).__name__} has no units of kind {unknown[0]!r}")
         return {
-            kind: check_kept(kept[kind], units, kind) if kind in kept else list(range(units))
+            kind: check_kept(kept[kind], units, kind) if kind in kept else list(_numbers(units))
             for kind, units in groups.items()
         }
 
@@ -188,6 +221,23 @@ class Block(nn.Module):
         return shell(self)
 
 
+def named_blocks(network: nn.Module) -> list[tuple[str, Block]]:
+    """All blocks by path, in network order; a walk of its own, as `named_modules` goes back up for every module."""
+    found: list[tuple[str, Block]] = []
+    seen: set[nn.Module] = set()
+    waiting: list[tuple[str, nn.Module]] = [("", network)]
+    while waiting:
+        path, module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        if isinstance(module, Block):
+            found.append((path, module))
+        before = f"{path}." if path else ""
+        waiting += [(before + name, child) for name, child in reversed(module._modules.items()) if child is not None]
+    return found
+
+
 class Settled(dict[str, list[int]]):
     """What stays of every kind of one block, closed already: `cut` need not settle it once more."""
 
@@ -209,6 +259,12 @@ def without_groups(module: Module) -> Module:
     """The module itself, which forgets the groups that it made: parts of it are about to be replaced."""
     vars(module).pop(KNOWN_GROUPS, None)
     return module
+
+
+@lru_cache(maxsize=64)
+def _numbers(units: int) -> tuple[int, ...]:
+    """All of so many units: numbers that exist already are listed several times as fast."""
+    return tuple(range(units))
 
 
 def check_kept(kept: Sequence[int], units: int, what: str) -> list[int]:

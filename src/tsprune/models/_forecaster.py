@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tsprune.blocks.folded import FoldedAttention
 from tsprune.blocks.gate import Gate, gates_set
 from tsprune.blocks.prepacked import prepacked
-from tsprune.blocks.units import Block, UnitGroup, check_floor, check_kept
+from tsprune.blocks.units import UnitGroup, check_floor, check_kept, named_blocks
 from tsprune.data.batch import Batch
 from tsprune.errors import TspruneError
 from tsprune.models._names import Renames
@@ -213,10 +213,7 @@ class Forecaster(nn.Module):
 
     def unit_groups(self) -> dict[str, UnitGroup]:
         """Every group of units in the model, by name, in network order."""
-        groups = [
-            group for path, block in self.named_modules() if isinstance(block, Block) for group in block.groups(path)
-        ]
-        return {group.name: group for group in groups}
+        return {group.name: group for path, block in named_blocks(self) for group in block.groups(path)}
 
     def network_windows(self, batch: Batch) -> Tensor:
         """The window of each row that the network works on, `[rows of its first axis]`.

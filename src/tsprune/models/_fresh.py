@@ -16,8 +16,10 @@ def fresh_weights(model: nn.Module, head_width: int, layers: int) -> None:
     """Normal weights with the inverse square root of the fan-in as deviation, biases 0.
 
     Queries also divide by the root of the head width, as these networks do not scale attention logits; maps
-    that write to the residual divide by the root of twice the layers.
+    that write to the residual divide by the root of twice the layers. A model without memory is left as it is.
     """
+    if all(parameter.is_meta for parameter in model.parameters()):
+        return
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear):
             std = max(1, module.in_features) ** -0.5
