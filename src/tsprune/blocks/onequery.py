@@ -79,4 +79,4 @@ def one_query(attention: Attention, query: Tensor, memory: Tensor, added: Tensor
         total = weights.sum(-1, keepdim=True) if attention.training and attention.dropout else None
         bias = attention.v.bias.view(heads, -1)
         mixed = mixed + (bias if total is None else total * bias)
-    return mixed.flatten(1)[:, None]
+    return mixed.reshape(mixed.shape[0], 1, -1)

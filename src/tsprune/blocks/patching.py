@@ -32,8 +32,9 @@ class InstanceScale:
     def __init__(self, context: Tensor, *, arcsinh: bool = False) -> None:
         wide = context if context.dtype == torch.float64 else context.float()
         self.arcsinh = arcsinh
-        self.location = without_nan(observed_mean(wide), 0.0)
-        spread = without_nan(observed_mean((wide - self.location).square()).sqrt(), 1.0)
+        missing = torch.isnan(wide)
+        self.location = without_nan(observed_mean(wide, missing), 0.0)
+        spread = without_nan(observed_mean((wide - self.location).square(), missing).sqrt(), 1.0)
         self.scale = torch.where(spread == 0, 1e-5, spread)
 
     def apply(self, x: Tensor) -> Tensor:

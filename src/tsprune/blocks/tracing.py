@@ -21,9 +21,8 @@ def all_set(flags: Tensor) -> bool:
 
 
 def picked(x: Tensor, steps: int, axis: int = -1) -> Tensor:
-    """The last steps of an axis, at most all, by an index: so the tracer knows their number, which a slice hides."""
-    places = torch.arange(steps, device=x.device) + (x.shape[axis] - steps)
-    return x.index_select(axis, places)
+    """The last steps of an axis, at most all, in a way that tells the tracer their number, which a slice hides."""
+    return x.narrow(axis, x.shape[axis] - steps, steps)
 
 
 def newest(x: Tensor, steps: int, axis: int = -1) -> Tensor:
@@ -48,13 +47,17 @@ def fitted(x: Tensor, steps: int) -> Tensor:
     return F.pad(x, (steps - x.shape[-1], 0), value=torch.nan)
 
 
-def observed_mean(x: Tensor) -> Tensor:
-    """The mean of what is not NaN over the last axis of `[..., L]`, kept as 1; NaN where nothing is."""
+def observed_mean(x: Tensor, missing: Tensor) -> Tensor:
+    """The mean over the last axis of what is not NaN, kept as 1; NaN where nothing is.
+
+    Args:
+        x: `[..., L]`.
+        missing: bool `[..., L]`, where it is NaN.
+    """
     if not tracing():
         return x.nanmean(-1, keepdim=True)
     # The translation of the operation itself asks three times over what is missing.
-    held = ~torch.isnan(x)
-    return torch.where(held, x, 0.0).sum(-1, keepdim=True) / held.to(x.dtype).sum(-1, keepdim=True)
+    return torch.where(missing, 0.0, x).sum(-1, keepdim=True) / (~missing).to(x.dtype).sum(-1, keepdim=True)
 
 
 def without_nan(x: Tensor, value: float) -> Tensor:
