@@ -76,6 +76,7 @@ def measured(source: str, asked: dict[str, Any]) -> dict[str, Any]:
             threads=("1",),
             runtimes=tuple(asked["runtimes"]),
             repeats=asked["repeats"],
+            alone=asked.get("alone", True),
         )
         found = climb(settings, Progress())
     for model in found["models"]:
@@ -121,6 +122,7 @@ def main() -> int:
     parser.add_argument("--label", default="", help="put behind the names of the cases, which then stand beside others")
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=CASES)
     parser.add_argument("--models", nargs="*", default=[], metavar="NAME=DIR", help="further models, by checkpoint")
+    parser.add_argument("--no-alone", action="store_true", help="without memory and loading in fresh processes")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "ladder.json")
     given = parser.parse_args()
@@ -129,6 +131,8 @@ def main() -> int:
     cases: dict[str, Any] = dict(earlier)
     sources = {case: case for case in given.cases} | dict(one.split("=", 1) for one in given.models)
     asked = {"repeats": given.repeats, "runtimes": given.runtimes, "batches": given.batches}
+    if given.no_alone:
+        asked["alone"] = False
     for case, source in sources.items():
         name = case + given.label
         if not is_done(earlier.get(name, {}), asked):

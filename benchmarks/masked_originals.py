@@ -5,8 +5,11 @@
 PYTHON is the interpreter of an environment with the original packages, see originals.py. Every model is cut at random
 in all ways that its family has but whole experts: heads, query/key pairs, value entries, hidden channels, channels of
 maps, whole branches and a layer. Each cut is written by the form `masked`, loaded by the original class, which must be
-filled by the file and nothing else, and run on the same series as our slim model. `random:FAMILY` is a model of random
-weights at the sizes of a public checkpoint. Exits with 1 when outputs are apart.
+filled by the file and nothing else, and run on the same series as our slim model. `random:CASE` is a model of random
+weights at the sizes of a public checkpoint; CASE is a name of originals_cases.py, mostly that of a family. Exits with 1
+when outputs are apart.
+
+With --add what OUT holds of other models stays, so that several environments can each add their originals.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from tsprune.models import load
 from tsprune.models._forecaster import Forecaster
 from tsprune.progress import Progress
 from tsprune.slimming import slim
-from tsprune.stages import write_json
+from tsprune.stages import read_json, write_json
 
 ROWS, STEPS, RANDOM = 8, 64, "random:"
 WHOLE = ("attention", "ffn", "layer")
@@ -55,8 +58,8 @@ def random_cut(model: Forecaster, seed: int) -> Forecaster:
 
 
 def one(model: Forecaster, name: str, theirs: Originals, seed: int, folder: Path) -> dict[str, Any]:
-    """Cut, write, load in the original, compare."""
-    case = CASES[model.family]
+    """Cut, write, load in the original, compare; `name` is that of the case."""
+    case = CASES[name]
     smaller = random_cut(model, seed)
     inputs = case.inputs(model.config, ROWS)
     out = folder / f"cut{seed}"
@@ -65,7 +68,7 @@ def one(model: Forecaster, name: str, theirs: Originals, seed: int, folder: Path
     written = EXPORT.write(Request(smaller, name, out, [batch], STEPS, Progress(quiet=True)))
     given, returned = folder / "inputs.safetensors", folder / "outputs.safetensors"
     save_file(inputs, given)
-    told = theirs.ask("load", name=model.family, directory=str(out))
+    told = theirs.ask("load", name=name, directory=str(out))
     theirs.ask("forward", inputs=str(given), outputs=str(returned))
     with torch.no_grad():
         shown = case.shown(smaller, inputs, case.forward(smaller, inputs))
@@ -87,27 +90,31 @@ def main() -> int:
     parser.add_argument("--originals", required=True, metavar="PYTHON")
     parser.add_argument("--models", nargs="+", default=["mini"], help="models of families with an original")
     parser.add_argument("--cuts", type=int, default=3, help="random cuts of each model")
+    parser.add_argument("--add", action="store_true", help="keep what OUT holds of other models")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "masked_originals.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
     theirs = Originals(given.originals)
     found: dict[str, Any] = {}
+    kept = read_json(given.out)["models"] if given.add and given.out.is_file() else {}
     failed = {}
     try:
         for source in given.models:
             random = source.startswith(RANDOM)
             model = random_model(CASES[source.removeprefix(RANDOM)]) if random else load(source)
+            name = source.removeprefix(RANDOM) if random else model.family
             for seed in range(given.cuts):
                 with tempfile.TemporaryDirectory() as folder:
                     try:
-                        cell = one(model, source, theirs, seed, Path(folder))
+                        cell = one(model, name, theirs, seed, Path(folder))
                     except (Failed, Missing) as error:
-                        failed[f"{model.family} {seed}"] = str(error)
+                        failed[f"{name} {seed}"] = str(error)
                         continue
-                found.setdefault(model.family, {"weights": "random" if random else "pretrained"})[f"cut {seed}"] = cell
+                weights = {"weights": "random" if random else "pretrained", "packages": theirs.versions}
+                found.setdefault(name, weights)[f"cut {seed}"] = cell
                 sizes, apart = cell["parameters"], cell["apart_from_the_original"]["relative"]
                 print(
-                    f"{model.family:<13} cut {seed}: {sizes['slim']} of {sizes['whole']} parameters, "
+                    f"{name:<13} cut {seed}: {sizes['slim']} of {sizes['whole']} parameters, "
                     f"{cell['original']} apart by {apart:.1e} of the deviation",
                     flush=True,
                 )
@@ -116,9 +123,8 @@ def main() -> int:
     facts = {
         "question": "Do the original packages load a masked export unchanged and give the slim model's forecasts?",
         "most_apart": MOST_APART,
-        "models": found,
+        "models": kept | found,
         "failed": failed,
-        "packages": theirs.versions,
         "machine": machine_line(busy=load_average() > 1.5, threads=1),
         "versions": versions(),
     }
