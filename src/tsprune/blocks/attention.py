@@ -338,10 +338,12 @@ class Attention(Block):
         if shape.heads == 0:
             return []
         pairs, values = shape.pair_count, sum(shape.values)
-        own: list[tuple[str, int, Gate | None]] = [("head", shape.heads, self.gate)]
-        own.append(("kv_group", shape.kv_heads, self.group_gate))
-        own.append(("qk_pair", 0 if self.q_norm is not None else pairs, self.pair_gate))
-        own.append(("value_dim", values, self.value_gate))
+        own: list[tuple[str, int, Gate | None]] = [
+            ("head", shape.heads, self.gate),
+            ("kv_group", shape.kv_heads, self.group_gate),
+            ("qk_pair", pairs if self.q_norm is None else 0, self.pair_gate),
+            ("value_dim", values, self.value_gate),
+        ]
         found = [
             UnitGroup(f"{path}/{kind}", kind, units, 0, (gate,), Later(self._parts_of, kind))
             for kind, units, gate in own

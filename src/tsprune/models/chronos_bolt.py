@@ -186,7 +186,7 @@ class ChronosBolt(Forecaster):
         prediction, scale = self(context)
         blocks = [scale.invert(prediction)]
         rows, paths = batch.rows, len(self.levels)
-        context = context[:, None].expand(-1, paths, -1)
+        context = newest(context, self.context_length)[:, None].expand(-1, paths, -1)
         while sum(block.shape[-1] for block in blocks) < steps:
             context = newest(torch.cat([context, blocks[-1]], dim=-1), self.context_length)
             prediction, scale = self(context.flatten(0, 1))
