@@ -71,8 +71,8 @@ tsprune itself loads the model that the graph was made of, not the graph."""
         if (count := passes(model, steps)) > MOST_PASSES:
             raise TspruneError(
                 f"--horizon {steps} takes {count} passes of this model, one behind the other, and a graph of more than "
-                f"{MOST_PASSES} is not written; its longest pass gives {model.native_horizon} steps: give a shorter "
-                "--horizon"
+                f"{MOST_PASSES} is not written; give a --horizon that takes fewer, such as {model.native_horizon}, the "
+                "steps of its longest pass"
             )
         about = {**_interface(model, steps), **origin(model, request.source)}
         path = request.out / GRAPH
