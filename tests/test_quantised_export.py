@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
@@ -76,6 +76,7 @@ def test_codes_and_streams_that_do_not_fit_are_refused() -> None:
     bits=st.integers(FEWEST, 10),
     row=st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=12),
 )
+@example(bits=9, row=[2.5900199516115594e-41])
 def test_rounding_takes_the_nearest_value_of_the_grid(bits: int, row: list[float]) -> None:
     weight = torch.tensor([row])
     width = plain(weight, rounded(weight, bits), bits)

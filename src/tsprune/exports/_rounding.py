@@ -42,7 +42,9 @@ class Width:
 def rounded(weight: Tensor, bits: int) -> Tensor:
     """Codes `[R, C]` int32 of a weight `[R, C]`; a row of zeros has zeros."""
     step = _step(weight, bits)
-    return torch.where(step > 0, weight.double() / step.where(step > 0, 1.0), 0.0).round().int()
+    codes = torch.where(step > 0, weight.double() / step.where(step > 0, 1.0), 0.0).round()
+    # A step of nearly nothing has few digits, and may be too short to reach the largest weight.
+    return codes.clamp(-largest(bits), largest(bits)).int()
 
 
 def plain(weight: Tensor, codes: Tensor, bits: int) -> Width:
